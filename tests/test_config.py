@@ -1,0 +1,317 @@
+"""Settings: what they allow, what they refuse and what a refusal says."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from zipcli.config import (
+    GRIDS,
+    METHOD_SETTINGS,
+    VARIANTS,
+    FolderConfig,
+    MethodConfig,
+    PurifyConfig,
+    purify_config,
+)
+from zipcli.errors import ConfigError, ExitCode
+from zipcli.methods import METHODS
+from zipcli.transforms import TRANSFORMS, make_operator
+
+
+def make(text: str) -> object:
+    return make_operator(text, lambda _: torch.ones(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": -5}, "steps"),
+        ({"lambda_": -1.0}, "lambda"),
+        ({"lambda_": math.nan}, "lambda"),
+        ({"eta": 2.0}, "eta"),
+        ({"eta": -0.1}, "eta"),
+        ({"eta": math.nan}, "eta"),
+        ({"grid": "full", "steps": 50}, "grid full"),
+        ({"travel_length": 0}, "travel"),
+        ({"travel_repeat": 0}, "travel"),
+        ({"tile": 15}, "tile"),
+        ({"overlap": -1}, "overlap"),
+        ({"batch_size": 0}, "batch size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"transforms": ()}, "transforms"),
+        ({"stepz": 20}, "'steps'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_by_name(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        purify_config(**wrong)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        {"steps": 1},
+        {"lambda_": 0.0},
+        {"lambda_": math.inf},
+        {"lambda_": 0.5},
+        {"eta": 0.0},
+        {"eta": 1.0},
+        {"grid": "full"},
+        {"grid": "full", "steps": 1000},
+        {"tile": 16},
+        {"overlap": 0},
+        {"seed": 0},
+        {"seed": 2**63 - 1},
+    ],
+    ids=str,
+)
+def test_the_edges_of_the_ranges_are_allowed(edge: dict[str, Any]) -> None:
+    config = purify_config(**edge)
+    assert {name: getattr(config, name) for name in edge} == edge
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ({"grid": "offical"}, "official"),
+        ({"method": "zipp"}, "zip"),
+        ({"variant": "paper-alg3"}, "paper-alg"),
+        ({"fit": "resise"}, "resize"),
+        ({"dtype": "float23"}, "float32"),
+    ],
+    ids=str,
+)
+def test_an_unknown_name_suggests_the_nearest(wrong: dict[str, str], nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean '{nearest}"):
+        purify_config(**wrong)
+
+
+def test_a_name_like_no_other_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown grid 'qqq'\. Known: official, paper, full"):
+        purify_config(grid="qqq")
+
+
+def test_settings_are_frozen() -> None:
+    for config in (MethodConfig(), PurifyConfig(), FolderConfig()):
+        for field in dataclasses.fields(config):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(config, field.name, getattr(config, field.name))
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    config = purify_config()
+    assert (config.method, config.transforms, config.lambda_, config.steps) == ("zip", ("blur",), 10.0, 20)
+    assert (config.grid, config.eta, config.seed, config.clip_x0) == ("official", 1.0, 1234, False)
+
+
+# Settings that a method does not use
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [{"steps": 10}, {"lambda_": 2.0}, {"seed": 1}, {"variant": "official"}, {"model": "m.safetensors"}],
+)
+def test_a_setting_that_the_method_does_not_use_is_refused(unused: dict[str, Any]) -> None:
+    (name,) = unused
+    with pytest.raises(ConfigError, match=f"{name.rstrip('_')}: method blur does not use it"):
+        purify_config(method="blur", **unused)
+
+
+def test_a_method_takes_the_settings_it_uses() -> None:
+    config = purify_config(method="blur", transforms=["blur:4", "gray"], batch_size=3)
+    assert (config.method, config.transforms, config.batch_size) == ("blur", ("blur:4", "gray"), 3)
+    assert not config.needs_model
+    assert purify_config().needs_model
+
+
+def test_the_settings_of_every_method_exist() -> None:
+    assert set(METHOD_SETTINGS) == set(METHODS)
+    known = {field.name for field in dataclasses.fields(PurifyConfig)}
+    assert frozenset().union(*METHOD_SETTINGS.values()) <= known
+
+
+def test_one_transform_may_be_given_as_a_word() -> None:
+    assert purify_config(transforms="blur:4").transforms == ("blur:4",)
+
+
+# Variants
+
+
+def test_variant_official_averages_gray_and_the_blur_as_the_released_program_does() -> None:
+    config = purify_config(variant="official", transforms=["blur:4"])
+    assert config.transforms == ("gray", "blur:4")
+    assert (config.grid, config.steps, config.eta, config.lambda_) == ("official", 20, 1.0, 10.0)
+
+
+def test_variant_official_blurs_by_2_when_nothing_is_given() -> None:
+    assert purify_config(variant="official").transforms == ("gray", "blur:2")
+
+
+@pytest.mark.parametrize("transforms", [["gray", "blur:4"], ["blur:4", "gray"]])
+def test_variant_official_takes_its_own_transforms_in_any_order(transforms: list[str]) -> None:
+    assert purify_config(variant="official", transforms=transforms).transforms == ("gray", "blur:4")
+
+
+@pytest.mark.parametrize(
+    "transforms", [["gray"], ["blur:2", "blur:4"], ["blur:2+gray"], ["blur:2", "identity"], ["mask:m.png"]]
+)
+def test_variant_official_refuses_other_transforms(transforms: list[str]) -> None:
+    with pytest.raises(ConfigError, match="variant official"):
+        purify_config(variant="official", transforms=transforms)
+
+
+@pytest.mark.parametrize("lambda_", [0.98, 2.5, math.inf])
+def test_variant_official_takes_whole_lambdas_only(lambda_: float) -> None:
+    with pytest.raises(ConfigError, match="lambda"):
+        purify_config(variant="official", lambda_=lambda_)
+    assert purify_config(variant="official", lambda_=2.0).lambda_ == 2.0
+
+
+def test_variant_paper_alg1_is_every_timestep_with_all_the_noise() -> None:
+    config = purify_config(variant="paper-alg1", transforms="blur:2")
+    assert (config.grid, config.steps, config.eta) == ("full", 1000, 1.0)
+    assert config.transforms == ("blur:2",)
+
+
+def test_variant_paper_alg2_visits_the_grid_of_the_paper() -> None:
+    config = purify_config(variant="paper-alg2", lambda_=2.5)
+    assert (config.grid, config.steps, config.eta, config.lambda_) == ("paper", 20, 1.0, 2.5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "contradiction", [{"steps": 7}, {"eta": 0.5}, {"grid": None}], ids=["steps", "eta", "grid"]
+)
+def test_a_setting_that_contradicts_the_variant_is_refused(
+    variant: str, contradiction: dict[str, Any]
+) -> None:
+    (name,) = contradiction
+    other_grid = next(grid for grid in GRIDS if grid != VARIANTS[variant]["grid"])
+    value = other_grid if name == "grid" else contradiction[name]
+    with pytest.raises(ConfigError, match=f"{name}: variant {variant} fixes it to {VARIANTS[variant][name]}"):
+        purify_config(variant=variant, **{name: value})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_repeating_what_the_variant_fixes_is_allowed(variant: str) -> None:
+    fixed = VARIANTS[variant]
+    assert purify_config(variant=variant, **fixed) == purify_config(variant=variant)
+
+
+def test_an_unknown_variant_is_refused_by_the_class_too() -> None:
+    """`PurifyConfig` is public: it must not record a variant that does not exist."""
+    with pytest.raises(ConfigError):
+        PurifyConfig(variant="paper-alg9")
+
+
+# What decides the pixels
+
+
+@pytest.mark.parametrize("elsewhere", [{"device": "cuda:1"}, {"batch_size": 7}])
+def test_where_it_runs_does_not_decide_the_pixels(elsewhere: dict[str, Any]) -> None:
+    assert purify_config(**elsewhere).pixel_settings() == purify_config().pixel_settings()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"lambda_": 2.0}, {"steps": 10}, {"eta": 0.0}, {"grid": "paper"}, {"transforms": ("blur:2",)}),
+        *(
+            {"clip_x0": True},
+            {"seed": 1},
+            {"fit": "resize"},
+            {"tile": 64},
+            {"overlap": 32},
+            {"dtype": "float16"},
+        ),
+        *({"travel_length": 2}, {"travel_repeat": 2}, {"method": "blur"}),
+    ],
+    ids=str,
+)
+def test_what_changes_a_pixel_is_among_the_pixel_settings(change: dict[str, Any]) -> None:
+    assert purify_config(**change).pixel_settings() != purify_config().pixel_settings()
+
+
+def test_pixel_settings_are_json_even_with_infinite_lambda() -> None:
+    settings = purify_config(lambda_=math.inf).pixel_settings()
+    assert json.loads(json.dumps(settings, allow_nan=False))["lambda_"] == "inf"
+
+
+def test_a_method_without_a_prior_has_no_sampler_settings_among_its_pixels() -> None:
+    assert purify_config(method="blur").pixel_settings() == {"method": "blur", "transforms": ("blur",)}
+
+
+# Folders
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"quality": 0}, {"quality": 101}, {"jobs": 0}, {"jobs": 257}, {"format": "gif"}, {"metadata": "all"}],
+    ids=str,
+)
+def test_a_wrong_folder_setting_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=name):
+        FolderConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("format_", "counts"), [("png", False), ("webp", False), ("jpg", True), ("same", True)]
+)
+def test_quality_decides_the_file_only_where_the_format_has_it(format_: str, counts: bool) -> None:
+    low, high = (FolderConfig(format=format_, quality=quality).file_settings() for quality in (50, 95))
+    assert (low != high) == counts
+
+
+# Transforms by name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("blurr", "Did you mean 'blur'"),
+        ("grey", "Did you mean 'gray'"),
+        ("blur:2+grai", "Did you mean 'gray'"),
+        ("qqq", "Known: identity, blur, gray, mask"),
+        ("", "unknown transform ''"),
+        ("gray+", "unknown transform ''"),
+        ("blur:0", "blur:0: .* whole number from 1"),
+        ("blur:x", "blur:x: .* whole number from 1"),
+        ("blur:-1", "blur:-1: .* whole number from 1"),
+        ("blur:2.5", "blur:2.5: .* whole number from 1"),
+        ("blur:", "blur:: .* whole number from 1"),
+        ("blur:²", "whole number from 1"),
+        ("gray:3", "gray takes no argument"),
+        ("identity:1", "identity takes no argument"),
+        ("mask", "name the file"),
+        ("mask:", "name the file"),
+    ],
+)
+def test_a_wrong_transform_is_refused_with_what_was_meant(wrong: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(wrong)
+
+
+def test_listing_the_registries_imports_no_torch() -> None:
+    code = (
+        "import sys, zipcli.config, zipcli.registry\n"
+        "from zipcli.methods import METHODS\n"
+        "from zipcli.transforms import TRANSFORMS\n"
+        "print(*METHODS, *TRANSFORMS, len(METHODS), 'zip' in METHODS, 'torch' in sys.modules)\n"
+        "METHODS['zip']\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = f"{' '.join(METHODS)} {' '.join(TRANSFORMS)} {len(METHODS)} True"
+    assert done.stdout.splitlines() == [f"{names} False", "True"]
