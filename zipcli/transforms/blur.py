@@ -1,0 +1,57 @@
+"""Block blur: the mean of n x n pixels."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from zipcli.errors import ConfigError
+
+SMALL_SIDE = 128
+"""Below this side, "blur" without a number means blocks of 2, from there on blocks of 4."""
+
+
+class Blur:
+    """A averages disjoint n x n blocks of each channel; A+ repeats each mean over its block.
+
+    Where n does not divide the side, the last row and column of blocks are smaller and divided by
+    the pixels that they have. A A+ = I and A+ A is an orthogonal projection at every size. (The
+    official program pools to a fixed number of blocks, which works for n | 256 only.)
+    """
+
+    def __init__(self, n: int | None) -> None:
+        """Use blocks of side n, or choose n by the size of the image."""
+        self.n = n
+
+    def block(self, size: tuple[int, int]) -> int:
+        """Side of a block for an image of `size` (H, W)."""
+        if self.n is not None:
+            return self.n
+        return 2 if min(size) < SMALL_SIDE else 4
+
+    def forward(self, x: Tensor, /) -> Tensor:
+        """Map (N, C, H, W) to (N, C, ceil(H/n), ceil(W/n))."""
+        height, width = x.shape[-2:]
+        n = self.block((height, width))
+        n_h, n_w = min(n, height), min(n, width)
+        # count_include_pad has no say without padding: with ceil_mode torch divides the blocks
+        # that stick out by the pixels inside the image.
+        return F.avg_pool2d(x, (n_h, n_w), ceil_mode=True)
+
+    def pinv(self, y: Tensor, size: tuple[int, int], /) -> Tensor:
+        """Map (N, C, ceil(H/n), ceil(W/n)) to (N, C, H, W)."""
+        n = self.block(size)
+        n_h, n_w = min(n, size[0]), min(n, size[1])
+        wide = y.repeat_interleave(n_w, dim=-1)[..., : size[1]]
+        return wide.repeat_interleave(n_h, dim=-2)[..., : size[0], :]
+
+
+def make(argument: str | None, read_mask: Callable[[str], Tensor]) -> Blur:
+    """Build from "blur" or "blur:N"."""
+    if argument is None:
+        return Blur(None)
+    if not (argument.isascii() and argument.isdigit() and int(argument) >= 1):
+        raise ConfigError(
+            f"transform blur:{argument}: the side of a block is a whole number from 1, as in blur:4"
+        )
+    return Blur(int(argument))
