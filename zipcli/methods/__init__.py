@@ -1,0 +1,12 @@
+"""Purification methods."""
+
+from zipcli.protocols import Method
+from zipcli.registry import Registry
+
+METHODS: Registry[Method] = Registry(
+    "method",
+    {
+        "zip": "zipcli.methods.zip:purify",
+        "blur": "zipcli.methods.blur:purify",
+    },
+)

@@ -1,0 +1,60 @@
+"""Which timesteps a chain visits, and in which order."""
+
+from zipcli.errors import ConfigError
+
+CLEAN = -1
+"""The index after the last step: alpha_bar is exactly 1 there. Never an index into a table."""
+
+HIGHEST_START = 1e-3
+"""A chain starts from pure noise, so its first alpha_bar must be about 0."""
+
+
+def timesteps(grid: str, steps: int, total: int) -> list[int]:
+    """List the 0-based timesteps of a chain, falling, without the final clean state.
+
+    Args:
+        grid: official is s(K-1), ..., s, 0 with s = T // K (ZIP's program and ADM's ddimK);
+            paper is T-1, T-1-s, ..., s-1, 0 (ZIP, Algorithm 2: T, T-S, ..., S, 1); full is all.
+        steps: K, at most T.
+        total: T.
+
+    Raises:
+        ConfigError: More steps than timesteps.
+    """
+    if grid == "full":
+        return list(range(total - 1, -1, -1))
+    if steps > total:
+        raise ConfigError(f"steps: {steps} is more than the {total} timesteps of the model")
+    stride = total // steps
+    if grid == "official":
+        return [stride * k for k in range(steps - 1, -1, -1)]
+    visited = list(range(total - 1, -1, -stride))
+    return visited if visited[-1] == 0 else [*visited, 0]
+
+
+def time_travel(count: int, length: int, repeat: int) -> list[int]:
+    """List the positions of a chain that goes back and forth (RePaint; spec of DDNM).
+
+    Args:
+        count: Steps of the chain; position count - 1 is the noisiest.
+        length: How far back each jump goes.
+        repeat: How often each stretch is walked; 1 means no jumps.
+
+    Returns:
+        Positions, ending with -1 for the clean state. (6, 2, 2) gives
+        5 4 3 2 3 4 3 2 1 0 1 2 1 0 -1.
+
+    Source: Lugmayr et al. 2022 (RePaint), appendix; Wang et al. 2023 (DDNM), Algorithm 2.
+    """
+    jumps = dict.fromkeys(range(0, count - length, length), repeat - 1)
+    walk = []
+    t = count
+    while t >= 1:
+        t -= 1
+        walk.append(t)
+        if jumps.get(t, 0) > 0:
+            jumps[t] -= 1
+            for _ in range(length):
+                t += 1
+                walk.append(t)
+    return [*walk, -1]

@@ -1,0 +1,133 @@
+"""ZIP: restore what the transforms removed with a diffusion prior, faithful to what they kept.
+
+Source: Shi et al., "Black-box Backdoor Defense via Zero-shot Image Purification", NeurIPS 2023.
+The paper corrects the state x_t (eq. 9); by linearity that equals the correction of x_0 below,
+to 2e-15 in float64, which costs no second pass over the noise.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from zipcli.config import MethodConfig
+from zipcli.errors import ConfigError, NonFiniteError
+from zipcli.methods.grids import CLEAN, HIGHEST_START, time_travel, timesteps
+from zipcli.methods.steps import ddim_sigma, predict_x0
+from zipcli.protocols import EpsModel, LinearOperator, Noise
+from zipcli.schedule import alpha_bars
+
+
+def purify(
+    x: Tensor,
+    eps_model: EpsModel | None,
+    operators: tuple[LinearOperator, ...],
+    config: MethodConfig,
+    /,
+    *,
+    noise: Noise,
+) -> Tensor:
+    """Purify a batch of images.
+
+    Args:
+        x: Suspicious images, (N, C, H, W), float32 in [-1, 1].
+        eps_model: The diffusion prior.
+        operators: Transforms A_n; their corrections are averaged (ZIP, section 3.5).
+        config: Steps, lambda, eta, grid.
+        noise: One draw for the start of the chain, then one for every step.
+
+    Returns:
+        Purified images, (N, C, H, W), not clipped.
+
+    Raises:
+        ConfigError: The grid does not start at pure noise.
+        NonFiniteError: The state of some image became NaN or infinite.
+
+    Source: Algorithm 2; with grid "full" and eta 1 it is Algorithm 1.
+    """
+    assert eps_model is not None
+    table = alpha_bars(eps_model.schedule).tolist()
+    chain = _chain(config, table)
+    targets = [A.forward(x) for A in operators]
+    size = (x.shape[-2], x.shape[-1])
+    x_t = noise(x)
+    x_0 = x
+    first_bad = torch.full((len(x),), -1, device=x.device)
+    for step, (i, j) in enumerate(pairwise(chain)):
+        alpha_bar, alpha_bar_prev = table[i], 1.0 if j == CLEAN else table[j]
+        if j > i:  # time travel: forget, from the last estimate before its correction
+            x_t = math.sqrt(alpha_bar_prev) * x_0 + math.sqrt(1 - alpha_bar_prev) * noise(x_t)
+            continue
+        t = torch.full((len(x),), float(i), device=x.device)
+        eps = eps_model(x_t, t)[:, : eps_model.channels]
+        x_0 = predict_x0(x_t, eps, alpha_bar)
+        if config.clip_x0:
+            x_0 = x_0.clamp(-1, 1)
+        weight = confidence(alpha_bar, config.lambda_)
+        guided = x_0 + weight * correction(x_0, operators, targets, size) if weight else x_0
+        sigma = ddim_sigma(alpha_bar, alpha_bar_prev, config.eta)
+        x_t = (
+            math.sqrt(alpha_bar_prev) * guided
+            + math.sqrt(max(0.0, 1 - alpha_bar_prev - sigma**2)) * eps
+            + sigma * noise(x_t)
+        )
+        bad = (first_bad < 0) & ~x_t.isfinite().flatten(1).all(dim=1)
+        first_bad = torch.where(bad, step, first_bad)  # stays on the device until the end
+    _refuse_nonfinite(first_bad, chain)
+    return x_t
+
+
+def correction(
+    x_0: Tensor,
+    operators: tuple[LinearOperator, ...],
+    targets: list[Tensor],
+    size: tuple[int, int],
+) -> Tensor:
+    """What is missing in x_0 for it to agree with the targets.
+
+    Args:
+        x_0: Estimate of the clean image, (N, C, H, W).
+        operators: A_n.
+        targets: y_n = A_n x, as `A.forward` returns them.
+        size: (H, W).
+
+    Returns:
+        The mean over n of A_n+ (y_n - A_n x_0), (N, C, H, W).
+
+    Source: ZIP, eq. 9 and section 3.5, in x_0 space.
+    """
+    total = torch.zeros_like(x_0)
+    for A, y in zip(operators, targets, strict=True):
+        total += A.pinv(y - A.forward(x_0), size)
+    return total / len(operators)
+
+
+def confidence(alpha_bar: float, lambda_: float) -> float:
+    """Weight 1 - alpha_bar^lambda of the correction; exactly 0 at lambda 0 and 1 at infinity.
+
+    Source: ZIP, section 3.4. It uses the alpha_bar of the current state, not of the next one.
+    """
+    return 1.0 - math.pow(alpha_bar, lambda_)
+
+
+def _chain(config: MethodConfig, table: list[float]) -> list[int]:
+    """Timesteps of the run with jumps, ending with CLEAN."""
+    visited = timesteps(config.grid, config.steps, len(table))
+    if table[visited[0]] > HIGHEST_START:
+        raise ConfigError(
+            f"steps: with grid {config.grid} and {config.steps} steps the chain starts at timestep "
+            f"{visited[0]}, where {math.sqrt(table[visited[0]]):.1%} of the image should still be there; "
+            "use --grid paper, or more steps"
+        )
+    rising = [*reversed(visited)]
+    walk = time_travel(len(visited), config.travel_length, config.travel_repeat)
+    return [CLEAN if position == CLEAN else rising[position] for position in walk]
+
+
+def _refuse_nonfinite(first_bad: Tensor, chain: list[int]) -> None:
+    steps = first_bad.tolist()
+    images = tuple(n for n, step in enumerate(steps) if step >= 0)
+    if images:
+        step = int(min(steps[n] for n in images))
+        raise NonFiniteError(step, chain[step], images)
