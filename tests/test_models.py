@@ -1,0 +1,181 @@
+"""The network, its preconditioning and its files."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zipcli.config import NoiseSchedule
+from zipcli.errors import ModelError
+from zipcli.models.catalog import CATALOG, find_model
+from zipcli.models.denoiser import Denoiser, predict_eps
+from zipcli.models.prior import Prior
+from zipcli.models.unet import UNet, UNetConfig
+from zipcli.models.weights import load_prior, read_model, write_model
+from zipcli.schedule import alpha_bars
+
+CPU = torch.device("cpu")
+TINY = UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
+
+
+def tiny(seed: int = 0) -> Denoiser:
+    torch.manual_seed(seed)
+    denoiser = Denoiser(UNet(TINY)).eval().requires_grad_(False)
+    for parameter in denoiser.parameters():  # the last layers start at zero: nothing to see
+        nn.init.normal_(parameter, std=0.2)
+    return denoiser
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    write_model(tmp_path / "tiny.safetensors", tiny(), NoiseSchedule(), {"data": "none"})
+    return tmp_path / "tiny.safetensors"
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (13, 18), (1, 1), (32, 5)])
+def test_the_network_takes_any_size(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    assert tiny().net(x, torch.zeros(2)).shape == x.shape
+
+
+def test_the_network_looks_no_further_than_its_receptive_field() -> None:
+    net = tiny().net
+    x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[..., :8, :8] += 1
+    difference = (net(x, torch.zeros(1)) - net(changed, torch.zeros(1))).abs().amax(1)[0]
+    assert difference[:8, :8].max() > 0
+    assert difference[48:, :].max() == 0
+    assert difference[:, 48:].max() == 0
+
+
+def test_the_noise_level_matters() -> None:
+    net, x = tiny().net, torch.randn(1, 3, 8, 8)
+    assert not torch.allclose(net(x, torch.zeros(1)), net(x, torch.ones(1)))
+
+
+def test_eps_is_what_the_denoised_image_leaves() -> None:
+    denoiser = tiny()
+    x_0 = torch.randn(5, 3, 8, 8)
+    sigma = torch.tensor([0.01, 0.1, 1.0, 10.0, 100.0])
+    x = x_0 + sigma[:, None, None, None] * torch.randn_like(x_0)
+    denoised = denoiser(x, sigma)
+    x_t = x / (1 + sigma**2).sqrt()[:, None, None, None]
+    expected = (x - denoised) / sigma[:, None, None, None]
+    # (x - D) / sigma cancels at sigma 0.01: float32 leaves it four digits, which is why we do not use it.
+    torch.testing.assert_close(predict_eps(denoiser, x_t, sigma), expected, atol=2e-3, rtol=1e-3)
+
+
+def test_a_perfect_network_gives_the_true_noise_at_both_ends_of_the_chain() -> None:
+    x_0 = torch.rand(1, 3, 4, 4) * 2 - 1
+
+    class Oracle(nn.Module):
+        def forward(self, x: Tensor, noise_level: Tensor) -> Tensor:
+            sigma = (noise_level * 4).exp()[:, None, None, None]
+            total = (sigma**2 + 0.25).sqrt()
+            return (x_0 - 0.25 / total * x) / (sigma * 0.5 / total)
+
+    prior = Prior.__new__(Prior)
+    denoiser = Denoiser(Oracle())
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    table = alpha_bars(NoiseSchedule())
+    for t in (0, 1, 500, 999):
+        alpha_bar = table[t]
+        x_t = (alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise).float()
+        sigma = ((1 - alpha_bar) / alpha_bar).sqrt().float()[None]
+        torch.testing.assert_close(predict_eps(denoiser, x_t, sigma), noise, atol=2e-2, rtol=0)
+    assert prior.native_side is None
+
+
+def test_fractional_timesteps_lie_between_their_neighbours() -> None:
+    prior = Prior(tiny(), NoiseSchedule(), 3, 8)
+    low, middle, high = prior.sigma(torch.tensor([10.0, 10.5, 11.0])).tolist()
+    assert low < middle < high
+    alpha_bar = alpha_bars(NoiseSchedule())[10]
+    assert low == pytest.approx(((1 - alpha_bar) / alpha_bar).sqrt().item(), rel=1e-5)
+    assert prior.sigma(torch.tensor([999.0])).isfinite().all()
+
+
+def test_a_model_file_loads_to_the_same_network(file: Path) -> None:
+    prior, digest = load_prior(file, None, CPU)
+    x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 700.0])
+    expected = Prior(tiny(), NoiseSchedule(), 3, 8)(x_t, t)
+    torch.testing.assert_close(prior(x_t, t), expected)
+    assert len(digest) == 64
+    assert (prior.channels, prior.native_side, prior.minimum_side) == (3, None, 8)
+    assert read_model(file, digest).description["card"] == {"data": "none"}
+
+
+def test_the_builtin_prior_is_small_pinned_and_says_what_it_is() -> None:
+    path, sha256 = find_model("builtin")
+    assert path.stat().st_size <= 25_000_000
+    model = read_model(path, sha256)
+    assert {"data", "licence", "steps", "loss", "recipe"} <= set(model.description["card"])
+    assert (path.parent / "README.md").is_file()
+    assert set(CATALOG) == {"builtin"}
+
+
+def test_wrong_bytes_are_refused_with_both_digests(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    good = read_model(file, None).sha256
+    file.write_bytes(data)
+    with pytest.raises(ModelError, match=good) as caught:
+        load_prior(file, good, CPU)
+    assert read_model(file, None).sha256 in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 7,
+        b"<html>not here</html>",
+        b"version https://git-lfs.github.com/spec/v1\noid x",
+        b"PK\x03\x04",
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"m\.safetensors"):
+        load_prior(tmp_path / "m.safetensors", None, CPU)
+
+
+def test_a_truncated_file_is_refused(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="damaged"):
+        load_prior(file, None, CPU)
+
+
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ModelError, match="damaged"):
+        load_prior(tmp_path / "m.safetensors", None, CPU)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    denoiser = tiny()
+    next(denoiser.parameters())[0] = torch.nan
+    write_model(tmp_path / "m.safetensors", denoiser, NoiseSchedule(), {})
+    with pytest.raises(ModelError, match="not finite"):
+        load_prior(tmp_path / "m.safetensors", None, CPU)
+
+
+def test_another_networks_weights_are_refused(tmp_path: Path, file: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "m.safetensors")
+    with pytest.raises(ModelError, match="no description"):
+        load_prior(tmp_path / "m.safetensors", None, CPU)
+    description = json.dumps(read_model(file, None).description)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "m.safetensors", metadata={"zipcli": description})
+    with pytest.raises(ModelError, match="does not describe"):
+        load_prior(tmp_path / "m.safetensors", None, CPU)
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    with pytest.raises(ModelError, match="Did you mean 'builtin'"):
+        find_model("bultin")

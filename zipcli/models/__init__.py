@@ -1,0 +1,1 @@
+"""Diffusion priors: networks, their weights, and where those are found."""
