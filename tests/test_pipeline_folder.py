@@ -1,0 +1,198 @@
+"""A folder in, a folder out: isolation, order, detector, memory."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+from zipcli.config import FolderConfig, NoiseSchedule, purify_config
+from zipcli.detectors import DETECTORS
+from zipcli.detectors.none import NoDetector
+from zipcli.errors import Reason, StoppedError
+from zipcli.pipeline.folder import FolderRun
+from zipcli.pipeline.ledger import Ledger
+from zipcli.pipeline.outcome import Outcome, Summary
+from zipcli.pipeline.plan import Plan
+from zipcli.pipeline.purifier import Purifier
+from zipcli.protocols import Detector, EpsModel
+
+
+class Calm:
+    """A prior that always predicts the same noise; NaN for the images it is told to break."""
+
+    schedule = NoiseSchedule()
+    channels = 3
+    native_side = None
+    minimum_side = 1
+
+    def __init__(self, breaks: Callable[[Tensor], Tensor] = lambda x: torch.zeros(len(x), dtype=torch.bool)):
+        self.breaks = breaks
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        return torch.where(self.breaks(x_t)[:, None, None, None], torch.nan, torch.tanh(x_t))
+
+
+def save(folder: Path, name: str, level: int = 100, side: int = 8) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.full((side, side, 3), level, np.uint8)).save(path)
+
+
+def run(
+    base: Path,
+    out: Path,
+    *,
+    model: EpsModel | None = None,
+    detector: Detector | None = None,
+    report: Callable[[Outcome], None] = lambda _: None,
+    settings: dict[str, object] | None = None,
+    **folder: object,
+) -> tuple[Summary, dict[str, Outcome]]:
+    method = {"method": "zip"} if model else {"method": "blur"}
+    purifier = Purifier(purify_config(**method, transforms=("blur:2",), **(settings or {})))
+    if model:
+        purifier.use(model, "0" * 64)
+    config = FolderConfig(detector="fake" if detector else "none", **folder)  # type: ignore[arg-type]
+    ledger = Ledger(out)
+    ledger.use_settings({**purifier.fingerprint_parts, **config.file_settings()}, overwrite=config.overwrite)
+    outcomes = {}
+
+    def note(outcome: Outcome) -> None:
+        outcomes[outcome.path] = outcome
+        report(outcome)
+
+    with ledger.open():
+        joined = FolderRun(Plan(base=base, config=config), purifier, detector or NoDetector(), ledger)
+        return joined.run(note), outcomes
+
+
+def test_every_file_found_ends_in_exactly_one_state(tmp_path: Path) -> None:
+    for n in range(5):
+        save(tmp_path / "in", f"{n % 2}/{n}.png", level=20 * n)
+    (tmp_path / "in" / "bad.png").write_bytes(b"bad")
+    (tmp_path / "in" / "link.png").symlink_to("/etc/passwd")
+    summary, outcomes = run(tmp_path / "in", tmp_path / "out")
+    assert (summary.found, len(outcomes)) == (7, 7)
+    assert summary.counts == {"done": 5, "failed": 1, "skipped": 1}
+    assert summary.exit_code == 3
+    assert outcomes["bad.png"].reason is Reason.UNIDENTIFIED
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").glob("[!.]*/*"))
+    assert written == ["0/0.png", "0/2.png", "0/4.png", "1/1.png", "1/3.png"]
+    again, _ = run(tmp_path / "in", tmp_path / "out")
+    assert again.counts == {"skipped": 6, "failed": 1}
+
+
+def test_an_image_whose_chain_fails_costs_itself_only(tmp_path: Path) -> None:
+    for n in range(6):
+        save(tmp_path / "in", f"{n}.png", level=20 * n)
+    clean, _ = run(tmp_path / "in", tmp_path / "clean", model=Calm())
+    assert clean.counts == {"done": 6}
+    calls = []
+
+    def second_of_a_full_batch(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return torch.arange(len(x)) == (1 if len(calls) == 1 else -1)
+
+    summary, outcomes = run(tmp_path / "in", tmp_path / "out", model=Calm(second_of_a_full_batch))
+    assert summary.counts == {"done": 5, "failed": 1}
+    assert outcomes["1.png"].reason is Reason.NONFINITE
+    assert "step 0 (timestep 950)" in (outcomes["1.png"].message or "")
+    assert not (tmp_path / "out" / "1.png").exists()
+    for n in (0, 2, 3, 4, 5):
+        name = f"{n}.png"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+
+
+def test_nothing_is_written_for_an_image_that_fails(tmp_path: Path) -> None:
+    save(tmp_path / "in", "a.png")
+    summary, _ = run(
+        tmp_path / "in", tmp_path / "out", model=Calm(lambda x: torch.ones(len(x), dtype=torch.bool))
+    )
+    assert summary.counts == {"failed": 1}
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".zipcli"]
+
+
+def test_batch_size_jobs_and_order_change_no_byte(tmp_path: Path) -> None:
+    for n in range(9):
+        save(tmp_path / "in", f"{n}.png", level=25 * n, side=8 + n % 2)
+    expected = None
+    for batch_size, jobs in ((1, 1), (2, 4), (64, 4)):
+        out = tmp_path / f"out{batch_size}"
+        run(tmp_path / "in", out, model=Calm(), settings={"batch_size": batch_size}, jobs=jobs)
+        written = {p.name: p.read_bytes() for p in out.glob("*.png")}
+        assert len(written) == 9
+        expected = expected or written
+        assert written == expected
+
+
+class ClearsDark:
+    """Suspects bright images only."""
+
+    threshold = 0.5
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        return (x.mean(dim=(1, 2, 3)) > 0).float()
+
+
+def test_what_the_detector_clears_passes_unchanged_and_is_never_called_done(tmp_path: Path) -> None:
+    PIL.Image.effect_noise((8, 8), 30).point(lambda v: v // 3).save(_in(tmp_path) / "dark.png")
+    PIL.Image.effect_noise((8, 8), 30).point(lambda v: 170 + v // 4).save(_in(tmp_path) / "bright.png")
+    summary, outcomes = run(tmp_path / "in", tmp_path / "out", model=Calm(), detector=ClearsDark())
+    assert summary.counts == {"passed": 1, "done": 1}
+    assert outcomes["dark.png"].state == "passed"
+    dark = [np.asarray(PIL.Image.open(tmp_path / side / "dark.png")) for side in ("in", "out")]
+    assert np.array_equal(*dark)
+    bright = [np.asarray(PIL.Image.open(tmp_path / side / "bright.png")) for side in ("in", "out")]
+    assert not np.array_equal(*bright)
+    lines = (tmp_path / "out" / ".zipcli" / "ledger-00001-of-00001.jsonl").read_text().splitlines()
+    states = {json.loads(line)["path"]: json.loads(line)["state"] for line in lines}
+    assert states == {"dark.png": "passed", "bright.png": "done"}
+
+
+def test_every_registered_detector_scores_a_tiny_image() -> None:
+    for name in DETECTORS:
+        assert DETECTORS[name]()(torch.zeros(2, 3, 8, 8)).shape == (2,)
+
+
+def test_a_stop_leaves_complete_files_and_the_next_run_does_the_rest(tmp_path: Path) -> None:
+    for n in range(20):
+        save(tmp_path / "in", f"{n:02}.png", level=10 * n)
+    seen = []
+
+    def stop_after_three(outcome: Outcome) -> None:
+        seen.append(outcome)
+        if len(seen) == 3:
+            raise StoppedError(130)  # type: ignore[arg-type]
+
+    with pytest.raises(StoppedError):
+        run(
+            tmp_path / "in",
+            tmp_path / "out",
+            model=Calm(),
+            settings={"batch_size": 2},
+            report=stop_after_three,
+        )
+    written = list((tmp_path / "out").glob("*.png"))
+    assert 3 <= len(written) < 20
+    for path in written:
+        PIL.Image.open(path).load()
+    summary, _ = run(tmp_path / "in", tmp_path / "out", model=Calm(), settings={"batch_size": 2})
+    assert summary.counts == {"skipped": len(written), "done": 20 - len(written)}
+
+
+def test_a_lossy_choice_is_recorded(tmp_path: Path) -> None:
+    save(tmp_path / "in", "a.png")
+    _, outcomes = run(tmp_path / "in", tmp_path / "out", format="jpg")
+    assert outcomes["a.png"].lossy is True
+    _, outcomes = run(tmp_path / "in", tmp_path / "out2")
+    assert outcomes["a.png"].lossy is False
+
+
+def _in(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir(exist_ok=True)
+    return tmp_path / "in"

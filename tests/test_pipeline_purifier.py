@@ -1,0 +1,206 @@
+"""The Python class: pictures in, the same kind of picture out."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+import zipcli
+from zipcli import Purifier, ZipcliError
+from zipcli.config import NoiseSchedule, purify_config
+from zipcli.errors import ConfigError, InputError, ModelError, NonFiniteError
+from zipcli.pipeline.purifier import ImageNoise, image_seed, pixel_digest
+
+
+@pytest.fixture(scope="module")
+def purifier() -> Purifier:
+    return Purifier.from_pretrained("builtin", transforms=["blur:2"], seed=0)
+
+
+def picture(height: int = 12, width: int = 10, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (-(-height // 4), -(-width // 4), 3), dtype=np.uint8)
+    return np.ascontiguousarray(coarse.repeat(4, axis=0).repeat(4, axis=1)[:height, :width])
+
+
+def test_the_public_names_are_few_and_load_on_first_use() -> None:
+    assert set(zipcli.__all__) == {"Purifier", "PurifyConfig", "ZipcliError", "__version__"}
+    assert issubclass(ConfigError, ZipcliError)
+    assert issubclass(ConfigError, ValueError)
+    with pytest.raises(AttributeError, match="no attribute 'Purifyer'"):
+        _ = zipcli.Purifyer
+
+
+def test_a_pil_image_a_path_and_a_tensor_give_the_same_pixels(purifier: Purifier, tmp_path: Path) -> None:
+    pixels = picture()
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    from_path = purifier(tmp_path / "a.png")
+    from_text = purifier(str(tmp_path / "a.png"))
+    from_pil = purifier(PIL.Image.fromarray(pixels))
+    bytes_in = torch.from_numpy(pixels).permute(2, 0, 1)
+    from_bytes = purifier(bytes_in)
+    from_floats = purifier(bytes_in / 255)
+    assert isinstance(from_pil, PIL.Image.Image)
+    assert from_pil.size == (10, 12)
+    expected = np.asarray(from_pil)
+    assert not np.array_equal(expected, pixels)
+    assert np.array_equal(np.asarray(from_path), expected)
+    assert np.array_equal(np.asarray(from_text), expected)
+    assert from_bytes.dtype == torch.uint8
+    assert np.array_equal(from_bytes.permute(1, 2, 0).numpy(), expected)
+    assert from_floats.dtype == torch.float32
+    rounded = (from_floats * 255 + 0.5).floor().to(torch.uint8).permute(1, 2, 0).numpy()
+    # x / 255 * 2 - 1 and x / 127.5 - 1 differ in the last bit, so a level may fall the other way.
+    assert (np.abs(rounded.astype(int) - expected) <= 1).all()
+
+
+def test_a_batch_tensor_keeps_its_shape_dtype_and_range(purifier: Purifier) -> None:
+    batch = torch.rand(3, 3, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    clean = purifier(batch)
+    assert clean.shape == batch.shape
+    assert clean.dtype == torch.float64
+    assert ((clean >= 0) & (clean <= 1)).all()
+    torch.testing.assert_close(purifier(batch[1]), clean[1], atol=0, rtol=0)
+
+
+def test_grey_stays_grey(purifier: Purifier) -> None:
+    grey = PIL.Image.fromarray(picture()[..., 0])
+    assert purifier(grey).mode == "L"
+    assert purifier(grey).size == grey.size
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.zeros(2, 8, 8), torch.zeros(8, 8), torch.full((3, 8, 8), 2.0), torch.full((3, 8, 8), torch.nan)],
+)
+def test_a_tensor_that_is_no_image_in_range_is_refused(purifier: Purifier, bad: Tensor) -> None:
+    with pytest.raises(ConfigError, match="tensor"):
+        purifier(bad)
+
+
+def test_integers_that_are_not_bytes_are_refused(purifier: Purifier) -> None:
+    with pytest.raises(ConfigError, match="dtype"):
+        purifier(torch.zeros(3, 8, 8, dtype=torch.int64))
+
+
+def test_a_missing_file_says_so(purifier: Purifier, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.png"):
+        purifier(tmp_path / "gone.png")
+
+
+def test_an_image_does_not_depend_on_its_batch(purifier: Purifier) -> None:
+    images = [picture(seed=seed) for seed in range(9)]
+    together = purifier.purify_pixels(images)
+    for n in (0, 5, 8):
+        assert np.array_equal(purifier.purify_pixels([images[n]])[0], together[n])
+    backwards = purifier.purify_pixels(images[::-1])[::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(together, backwards, strict=True))
+
+
+def test_the_seed_decides_the_noise(purifier: Purifier) -> None:
+    other = Purifier.from_pretrained(transforms=["blur:2"], seed=1)
+    again = Purifier.from_pretrained(transforms=["blur:2"], seed=0)
+    clean = purifier.purify_pixels([picture()])[0]
+    assert np.array_equal(again.purify_pixels([picture()])[0], clean)
+    assert not np.array_equal(other.purify_pixels([picture()])[0], clean)
+
+
+def test_grey_and_its_copy_in_three_channels_share_their_noise() -> None:
+    grey = picture()[..., 0]
+    assert pixel_digest(grey) == pixel_digest(np.repeat(grey[..., None], 3, axis=2))
+    assert pixel_digest(grey) != pixel_digest(np.ascontiguousarray(grey.T))
+
+
+def test_noise_of_an_image_is_its_own() -> None:
+    x = torch.zeros(2, 3, 4, 4)
+    both = ImageNoise(0, [b"a", b"b"])
+    alone = ImageNoise(0, [b"b"])
+    for _ in range(3):
+        assert torch.equal(both(x)[1], alone(x[:1])[0])
+    assert image_seed(0, b"a") != image_seed(1, b"a") != image_seed(0, b"b")
+    assert 0 <= image_seed(2**63 - 1, b"a") < 2**63
+
+
+def test_method_blur_is_the_average_of_the_projections() -> None:
+    purifier = Purifier.from_config(purify_config(method="blur", transforms=("blur:4", "gray")))
+    pixels = picture(8, 8)
+    clean = purifier.purify_pixels([pixels])[0]
+    blurred = pixels.reshape(2, 4, 2, 4, 3).mean(axis=(1, 3)).repeat(4, axis=0).repeat(4, axis=1)
+    grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    assert np.abs((blurred + grey) / 2 - clean).max() <= 0.51
+
+
+def test_lambda_infinity_keeps_what_the_transform_kept() -> None:
+    purifier = Purifier.from_pretrained(transforms=["blur:2"], lambda_=float("inf"))
+    x = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    pool = torch.nn.AvgPool2d(2)
+    clean = purifier(x)
+    unclipped = (clean > 0) & (clean < 1)
+    assert unclipped.all()
+    torch.testing.assert_close(pool(clean), pool(x), atol=1e-5, rtol=0)
+
+
+def test_lambda_zero_ignores_the_pixels(purifier: Purifier) -> None:
+    free = Purifier.from_pretrained(transforms=["blur:2"], lambda_=0)
+    noise_of = [b"same", b"same"]
+    x = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
+    clean = free._purify(x, noise_of)
+    assert torch.equal(clean[0], clean[1])
+
+
+def test_a_chain_that_fails_names_its_images() -> None:
+    class Broken:
+        schedule = NoiseSchedule()
+        channels = 3
+        native_side = None
+        minimum_side = 1
+
+        def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+            eps = torch.zeros_like(x_t)
+            eps[1 if len(x_t) > 1 else 0] = torch.nan
+            return eps
+
+    purifier = Purifier(purify_config(transforms=("gray",)))
+    purifier.use(Broken(), "0" * 64)
+    with pytest.raises(NonFiniteError, match=r"step 0 \(timestep 950\)") as caught:
+        purifier.purify_pixels([picture(seed=s) for s in range(4)])
+    assert caught.value.images == (1,)
+
+
+def test_unknown_settings_and_models_suggest_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'transforms'"):
+        Purifier.from_pretrained(transform=["blur:2"])
+    with pytest.raises(ModelError, match="Did you mean 'builtin'"):
+        Purifier.from_pretrained("bultin")
+
+
+def test_an_absent_device_is_an_error_and_never_a_silent_cpu_run() -> None:
+    with pytest.raises(ConfigError, match=r"cuda:99|--device"):
+        Purifier.from_pretrained(device="cuda:99")
+    with pytest.raises(ConfigError, match="'gpu' is not"):
+        Purifier.from_pretrained(device="gpu")
+
+
+def test_a_mask_refills_what_is_black_and_keeps_the_rest(tmp_path: Path) -> None:
+    mask = np.full((12, 10), 255, np.uint8)
+    mask[2:6, 3:7] = 0
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    purifier = Purifier.from_pretrained(transforms=[f"mask:{tmp_path / 'mask.png'}"], lambda_=float("inf"))
+    pixels = picture()
+    pixels[2:6, 3:7] = (255, 0, 0)
+    clean = purifier.purify_pixels([pixels])[0]
+    kept = mask == 255
+    assert np.abs(clean[kept].astype(int) - pixels[kept]).max() <= 1
+    assert not np.array_equal(clean[~kept], pixels[~kept])
+    with pytest.raises(InputError, match="must be alike"):
+        purifier.purify_pixels([picture(12, 12)])
+
+
+def test_bfloat16_changes_the_network_only(purifier: Purifier) -> None:
+    short = Purifier.from_pretrained(transforms=["blur:2"], seed=0, dtype="bfloat16")
+    a, b = purifier.purify_pixels([picture()])[0], short.purify_pixels([picture()])[0]
+    assert not np.array_equal(a, b)
+    assert np.abs(a.astype(int) - b).mean() < 8

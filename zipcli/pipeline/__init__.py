@@ -1,0 +1,1 @@
+"""The corridor: joins the rooms, owns no maths."""

@@ -1,0 +1,234 @@
+"""Purifies a folder: loader, detector, tiler and sampler, writer; `stream` is the whole of it."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from zipcli.config import FolderConfig
+from zipcli.errors import InputError, NonFiniteError, Reason
+from zipcli.images.load import Picture, declared_size, decode, read_file
+from zipcli.images.write import encode, is_lossy, output_format, psnr, publish
+from zipcli.pipeline.ledger import Decision, Ledger
+from zipcli.pipeline.outcome import Outcome, Summary
+from zipcli.pipeline.plan import Entry, Plan
+from zipcli.pipeline.purifier import Purifier, to_tensor
+from zipcli.pipeline.streams import batched_by, map_through
+from zipcli.protocols import Detector
+
+READ_BYTES = 64 * 2**20
+"""Bytes of files that may be read ahead."""
+
+DECODED_PIXELS = 32 * 10**6
+"""Pixels that may be decoded ahead, wait for a batch, or wait to be written; each of the three."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """One file in memory; hash, size and pixels all come from the same bytes."""
+
+    entry: Entry
+    data: bytes
+    sha256: str
+    pixels: int
+    began: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One decoded image on its way; `clean` is set once it is purified."""
+
+    entry: Entry
+    sha256: str
+    picture: Picture
+    began: float
+    clean: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the image."""
+        return int(self.picture.pixels.shape[0] * self.picture.pixels.shape[1])
+
+
+class FolderRun:
+    """One run over a folder: a plan, a purifier and a ledger that belong together."""
+
+    def __init__(self, plan: Plan, purifier: Purifier, detector: Detector, ledger: Ledger) -> None:
+        """Join the parts; `ledger` must be open while `stream` is read."""
+        self.plan = plan
+        self.config: FolderConfig = plan.config
+        self.purifier = purifier
+        self.detector = detector
+        self.ledger = ledger
+
+    def run(self, report: Callable[[Outcome], None]) -> Summary:
+        """Purify everything, telling `report` of each image as it is finished.
+
+        Raises:
+            OutputError: The output cannot be written; everything written so far is complete.
+            StoppedError: A signal asked to stop; likewise.
+        """
+        summary = Summary()
+        pool = ThreadPoolExecutor(self.config.jobs, thread_name_prefix="zipcli")
+        try:
+            for outcome in self.stream(pool):
+                summary.add(outcome)
+                report(outcome)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        return summary
+
+    def stream(self, pool: ThreadPoolExecutor) -> Iterator[Outcome]:
+        """Read, decode, detect, purify and write; each stage pulls from the one before it.
+
+        Reading, decoding and writing work in the threads of `pool` while the network computes in
+        this one. Every queue is bounded by the memory that it stands for. An image that fails
+        becomes an `Outcome` on the spot, and the later stages let it through.
+        """
+        entries = self.plan.entries()
+        loaded = map_through(pool, self.load, entries, cost=lambda e: e.size, budget=READ_BYTES)
+        decoded = map_through(pool, self.decode, loaded, cost=lambda d: d.pixels, budget=DECODED_PIXELS)
+        screened = self.screen(decoded)
+        purified = self.purify(screened)
+        return map_through(pool, self.write, purified, cost=lambda i: i.pixels, budget=DECODED_PIXELS)
+
+    def load(self, entry: Entry) -> Loaded | Outcome:
+        """Read one file, unless the ledger says that it is done."""
+        began = time.monotonic()
+        try:
+            data = read_file(entry.source)
+            sha256 = hashlib.sha256(data).hexdigest()
+            decision = self.ledger.decide(entry.path, entry.target, sha256, overwrite=self.config.overwrite)
+            if decision is Decision.SKIP:
+                return Outcome(path=entry.path, state="skipped", in_sha256=sha256, out_path=entry.target)
+            if decision is Decision.REFUSE:
+                raise InputError(Reason.FOREIGN_OUTPUT, f"{entry.target}: appeared in the output folder")
+            width, height = declared_size(data, entry.path)
+        except InputError as e:
+            return self.failed(entry, e)
+        return Loaded(entry=entry, data=data, sha256=sha256, pixels=width * height, began=began)
+
+    def decode(self, loaded: Loaded) -> Item | Outcome:
+        """Decode one file from the bytes that were hashed."""
+        try:
+            picture = decode(loaded.data, loaded.entry.path)
+        except InputError as e:
+            return self.failed(loaded.entry, e)
+        return Item(entry=loaded.entry, sha256=loaded.sha256, picture=picture, began=loaded.began)
+
+    def screen(self, items: Iterable[Item | Outcome]) -> Iterator[Item | Outcome]:
+        """Mark what the detector clears: such an item is `clean` as it is."""
+        for item in items:
+            if isinstance(item, Item) and self.config.detector != "none":
+                score = self.detector(to_tensor(item.picture.pixels)[None])
+                if score.item() < self.detector.threshold:
+                    self.ledger.start([(item.entry.path, item.entry.target, item.sha256)], None)
+                    item = with_clean(item, item.picture.pixels)
+            yield item
+
+    def purify(self, items: Iterable[Item | Outcome]) -> Iterator[Item | Outcome]:
+        """Purify in batches of one size; what needs no purification overtakes."""
+        ready: list[Item | Outcome] = []
+
+        def suspicious() -> Iterator[Item]:
+            for item in items:
+                if isinstance(item, Item) and item.clean is None:
+                    yield item
+                else:
+                    ready.append(item)
+
+        for batch in batched_by(
+            suspicious(),
+            key=lambda item: item.picture.pixels.shape,
+            count=lambda item: self.purifier.batch_size(item.picture.pixels.shape[:2]),
+            cost=lambda item: item.pixels,
+            budget=DECODED_PIXELS,
+        ):
+            yield from ready
+            ready.clear()
+            yield from self.purify_batch(batch)
+        yield from ready
+
+    def purify_batch(self, batch: list[Item]) -> Iterator[Item | Outcome]:
+        """Purify images of one size; one that fails does not take its neighbours along."""
+        self.ledger.start(
+            [(item.entry.path, item.entry.target, item.sha256) for item in batch],
+            self.purifier.config.seed,
+        )
+        try:
+            clean = self.purifier.purify_pixels([item.picture.pixels for item in batch])
+        except NonFiniteError as e:
+            lost = set(e.images)
+            error = InputError(Reason.NONFINITE, f"the model gave no finite image: {e}")
+            yield from (self.failed(batch[n].entry, error) for n in sorted(lost))
+            rest = [item for n, item in enumerate(batch) if n not in lost]
+            if rest:
+                yield from self.purify_batch(rest)
+        except InputError as e:
+            yield from (self.failed(item.entry, e) for item in batch)
+        except torch.OutOfMemoryError as e:
+            if len(batch) == 1:
+                error = InputError(
+                    Reason.OOM_DEVICE, f"the device ran out of memory; use a smaller --tile: {e}"
+                )
+                yield self.failed(batch[0].entry, error)
+                return
+            half = len(batch) // 2
+            yield from self.purify_batch(batch[:half])
+            yield from self.purify_batch(batch[half:])
+        else:
+            yield from (with_clean(item, pixels) for item, pixels in zip(batch, clean, strict=True))
+
+    def write(self, item: Item) -> Outcome:
+        """Encode one image and publish it under its final name."""
+        assert item.clean is not None
+        entry, picture, clean = item.entry, item.picture, item.clean
+        passed = clean is picture.pixels
+        out_format = output_format(self.config.format, picture.format)
+        metadata = picture.metadata if self.config.metadata == "safe" else None
+        try:
+            data = encode(clean, out_format, quality=self.config.quality, metadata=metadata)
+            replace = self.config.overwrite or self.ledger.owns(entry.path, entry.target)
+            publish(data, self.ledger.out, entry.target, self.ledger.scratch, replace=replace)
+        except InputError as e:
+            return self.failed(entry, e)
+        outcome = Outcome(
+            path=entry.path,
+            state="passed" if passed else "done",
+            in_sha256=item.sha256,
+            out_sha256=hashlib.sha256(data).hexdigest(),
+            out_path=entry.target,
+            out_bytes=len(data),
+            mode=picture.mode,
+            size=(clean.shape[1], clean.shape[0]),
+            seed=self.purifier.config.seed,
+            ms=round((time.monotonic() - item.began) * 1000),
+            psnr=_psnr(picture.pixels, clean),
+            device=str(self.purifier.device),
+            lossy=is_lossy(out_format),
+            notes=picture.notes,
+        )
+        self.ledger.finish(outcome)
+        return outcome
+
+    def failed(self, entry: Entry, error: InputError) -> Outcome:
+        """Record that an image failed; it has no output."""
+        outcome = Outcome(path=entry.path, state="failed", reason=error.reason, message=str(error))
+        self.ledger.finish(outcome)
+        return outcome
+
+
+def with_clean(item: Item, clean: np.ndarray) -> Item:
+    """The item with its purified pixels."""
+    return Item(entry=item.entry, sha256=item.sha256, picture=item.picture, began=item.began, clean=clean)
+
+
+def _psnr(before: np.ndarray, after: np.ndarray) -> float | None:
+    """PSNR in dB, rounded; None for equal or differently sized images."""
+    if before.shape != after.shape or np.array_equal(before, after):
+        return None
+    return round(psnr(before, after), 2)

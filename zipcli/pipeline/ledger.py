@@ -1,0 +1,271 @@
+"""What was done to which file with which settings: the state folder inside an output folder.
+
+    OUT/.zipcli/run.json                        settings of the outputs, and their fingerprint
+    OUT/.zipcli/ledger-00001-of-00001.jsonl     one line for each image started and each finished
+    OUT/.zipcli/lock-00001                      held while a run writes
+    OUT/.zipcli/tmp/*.part                      files that are not complete yet
+
+An image is `started`, synced to disk, before its output can appear, and `done` afterwards. So an
+output without a line is never ours, and one with `started` alone is ours from a crash.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from zipcli.errors import ConfigError, LockedError, OutputError
+from zipcli.pipeline.outcome import Outcome, json_path, path_from_json
+
+STATE_FOLDER = ".zipcli"
+FORMAT = 1
+"""Version of these files; a newer one is refused."""
+
+ALGORITHM = 1
+"""Rises when the same settings give other pixels; part of the fingerprint."""
+
+
+class Decision(Enum):
+    """What to do with an input."""
+
+    PURIFY = "purify"
+    SKIP = "skip"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The last line about one input."""
+
+    state: str
+    fingerprint: str
+    in_sha256: str | None
+    out_path: str | None
+    out_bytes: int | None
+
+
+class Ledger:
+    """The state folder of one output folder, locked by this run."""
+
+    def __init__(self, out: Path) -> None:
+        """Look at what an output folder holds; nothing is written before `open`."""
+        self.out = out
+        self.folder = out / STATE_FOLDER
+        self.scratch = self.folder / "tmp"
+        self.settings: dict[str, Any] = {}
+        self.fingerprint = ""
+        self.damaged_lines = 0
+        self._file = self.folder / "ledger-00001-of-00001.jsonl"
+        self._records = self._read()
+        self._write_lock = threading.Lock()
+        self._descriptor = -1
+
+    def use_settings(self, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Say what this run does; settings are never mixed in one folder.
+
+        Args:
+            settings: Everything that can change the bytes of an output, ready for JSON.
+            overwrite: Purify again what was purified with other settings.
+
+        Raises:
+            ConfigError: The folder has outputs of other settings and `overwrite` is False.
+        """
+        self.settings = json.loads(json.dumps({"algorithm": ALGORITHM, **settings}, allow_nan=False))
+        self.fingerprint = fingerprint(self.settings)
+        path = self.folder / "run.json"
+        if not path.exists():
+            return
+        try:
+            run = json.loads(path.read_text())
+            known, their_format = run["settings"], run["format"]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise ConfigError(
+                f"{path}: damaged ({e}); purify into an empty folder, or use --overwrite"
+            ) from e
+        if their_format > FORMAT:
+            raise ConfigError(f"{path}: written by a newer zipcli; install that version to go on")
+        if known != self.settings and not overwrite:
+            changed = [
+                f"{name.rstrip('_')}: {known.get(name)!r} there, {self.settings.get(name)!r} now"
+                for name in sorted(known.keys() | self.settings.keys())
+                if known.get(name) != self.settings.get(name)
+            ]
+            raise ConfigError(
+                f"{self.out}: holds images purified with other settings ({'; '.join(changed)}); choose "
+                "another output folder, or use --overwrite to purify all of them again"
+            )
+
+    def decide(self, path: str, target: str, in_sha256: str | None, *, overwrite: bool) -> Decision:
+        """Decide about one input; modification times are never consulted.
+
+        Args:
+            path: The input.
+            target: Its output, relative to the output folder.
+            in_sha256: Digest of the input; None to leave changes of the input out of it.
+            overwrite: Whether files that are not ours may be replaced.
+        """
+        size = _size(self.out / target)
+        record = self._records.get(path)
+        if record is None or not self.owns(path, target):
+            return Decision.REFUSE if size is not None and not overwrite else Decision.PURIFY
+        finished = record.state in ("done", "passed")
+        unchanged = in_sha256 in (None, record.in_sha256) and record.fingerprint == self.fingerprint
+        return Decision.SKIP if finished and unchanged and size == record.out_bytes else Decision.PURIFY
+
+    def owns(self, path: str, target: str) -> bool:
+        """Whether an output, should it exist, was written by us for this input."""
+        record = self._records.get(path)
+        return record is not None and record.out_path == target
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["Ledger"]:
+        """Lock the folder, sweep what a crash left, and write lines until the end of the block.
+
+        Raises:
+            LockedError: Another run holds the folder.
+            OutputError: The folder cannot be written.
+        """
+        if self.folder.is_symlink():
+            raise OutputError(
+                f"{self.folder}: is a link; remove it, our files must stay in the output folder"
+            )
+        try:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / "lock-00001", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as e:
+            raise OutputError(f"{self.out}: cannot write there: {e.strerror}") from e
+        try:
+            self._take(lock)
+            for part in self.scratch.glob("*.part"):
+                part.unlink(missing_ok=True)
+            self._write_run()
+            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._end_torn_line()
+            yield self
+            self.sync()
+        finally:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+            os.close(lock)
+
+    def start(self, images: Iterable[tuple[str, str, str]], seed: int | None) -> None:
+        """Note (path, target, input digest) of images before their outputs can appear; synced."""
+        for path, target, in_sha256 in images:
+            line = {"state": "started", **json_path("path", path), **json_path("out_path", target)}
+            self._append({**line, "in_sha256": in_sha256, "seed": seed})
+        self.sync()
+
+    def finish(self, outcome: Outcome) -> None:
+        """Note what became of an image; may be called from several threads."""
+        self._append(outcome.as_json())
+
+    def sync(self) -> None:
+        """Put every line on the disk."""
+        with self._reporting():
+            os.fsync(self._descriptor)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        """Write one line with one call, so that lines of several threads never mix."""
+        from zipcli import __version__
+
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {**line, "fingerprint": self.fingerprint, "time": now, "version": __version__}
+        data = json.dumps(line).encode() + b"\n"
+        with self._write_lock, self._reporting():
+            written = os.write(self._descriptor, data)
+            if written != len(data):  # a full disk: end the torn line where the reader can see it
+                raise OSError(28, os.strerror(28))
+
+    def _take(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            owner = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
+            raise LockedError(f"{self.out}: another run is writing there ({owner}); wait for it") from e
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def _write_run(self) -> None:
+        from zipcli import __version__
+
+        run = {
+            "format": FORMAT,
+            "version": __version__,
+            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+        }
+        with self._reporting():
+            temporary = self.scratch / f"run-{os.getpid()}.part"
+            with temporary.open("w") as f:
+                json.dump(run, f, indent=2, sort_keys=True)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(self.folder / "run.json")
+
+    def _end_torn_line(self) -> None:
+        """A crash can leave half a line; what follows must begin on its own."""
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            os.write(self._descriptor, b"\n")
+
+    def _read(self) -> dict[str, Record]:
+        """The last record of each input; half a line at the end is ignored, garbage counted."""
+        records: dict[str, Record] = {}
+        try:
+            with self._file.open("rb") as f:
+                for raw in f:
+                    try:
+                        line = json.loads(raw)
+                        path = path_from_json(line, "path")
+                        before = records.get(path)
+                        # A failure names no output, but one from an earlier run stays ours.
+                        ours = before.out_path if before else None
+                        records[path] = Record(
+                            state=line["state"],
+                            fingerprint=line["fingerprint"],
+                            in_sha256=line.get("in_sha256"),
+                            out_path=path_from_json(line, "out_path") if "out_path" in line else ours,
+                            out_bytes=line.get("out_bytes"),
+                        )
+                    except (ValueError, KeyError, TypeError, AttributeError):
+                        self.damaged_lines += raw.endswith(b"\n")
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            raise OutputError(f"{self._file}: cannot read the ledger: {e.strerror}") from e
+        return records
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise OutputError(
+                f"{self.folder}: cannot write the ledger: {e.strerror}; free the disk and run the same "
+                "command again"
+            ) from e
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Digest of everything that can change the bytes of an output, 32 hex digits."""
+    text = json.dumps(settings, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _size(path: Path) -> int | None:
+    """Size of a file, or None where there is none; a link counts as a file of no size."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size

@@ -1,0 +1,117 @@
+"""What became of one image, and of a run."""
+
+import base64
+import os
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from zipcli.errors import ExitCode, Reason
+
+State = Literal["done", "passed", "skipped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one image; every file found ends in exactly one.
+
+    Attributes:
+        path: Relative path of the input.
+        state: done (purified and written), passed (a detector cleared it; written unpurified),
+            skipped, or failed (nothing is written).
+        reason: Why it was skipped or failed; None where an earlier run has done it.
+        message: The same for people.
+        in_sha256: Digest of the input file.
+        out_sha256: Digest of the output file.
+        out_path: Relative path of the output.
+        out_bytes: Size of the output file.
+        mode: Mode of the input, in Pillow's words.
+        size: Width and height of the output.
+        seed: Seed of the run.
+        ms: Milliseconds from reading to writing.
+        psnr: Of the output against the input, in dB.
+        device: Where the network ran.
+        lossy: Whether the output format loses detail.
+        notes: What was changed in reading ("alpha flattened on white").
+    """
+
+    path: str
+    state: State
+    reason: Reason | None = None
+    message: str | None = None
+    in_sha256: str | None = None
+    out_sha256: str | None = None
+    out_path: str | None = None
+    out_bytes: int | None = None
+    mode: str | None = None
+    size: tuple[int, int] | None = None
+    seed: int | None = None
+    ms: int | None = None
+    psnr: float | None = None
+    device: str | None = None
+    lossy: bool | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """One word for scripts: ok, skipped (deliberately, with a reason) or failed."""
+        if self.state == "failed" or (self.state == "skipped" and self.reason):
+            return self.state
+        return "ok"
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that are set, ready for JSON; names that are not UTF-8 also in base64."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown: dict[str, Any] = {"status": self.status}
+        for name, value in values.items():
+            if value is None or value == ():
+                continue
+            if name in ("path", "out_path"):
+                shown |= json_path(name, value)
+            else:
+                shown[name] = value
+        return shown
+
+
+@dataclass
+class Summary:
+    """Counts of a run: found = done + passed + skipped + failed."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one outcome."""
+        self.counts[outcome.state] += 1
+        if outcome.reason:
+            self.reasons[outcome.reason] += 1
+
+    @property
+    def found(self) -> int:
+        """Files that the run looked at."""
+        return self.counts.total()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 only when nothing failed."""
+        return ExitCode.SOME_FAILED if self.counts["failed"] else ExitCode.DONE
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts for JSON."""
+        states = {state: self.counts[state] for state in ("done", "passed", "skipped", "failed")}
+        return {"found": self.found, **states, "reasons": dict(self.reasons)}
+
+
+def json_path(name: str, path: str) -> dict[str, str]:
+    """A path as JSON fields: readable text, and the exact bytes where the text cannot hold them."""
+    raw = os.fsencode(path)
+    try:
+        return {name: raw.decode()}
+    except UnicodeDecodeError:
+        return {name: raw.decode(errors="replace"), f"{name}_b64": base64.b64encode(raw).decode()}
+
+
+def path_from_json(record: dict[str, Any], name: str) -> str:
+    """The path that `json_path` wrote."""
+    encoded = record.get(f"{name}_b64")
+    return os.fsdecode(base64.b64decode(encoded)) if encoded else str(record[name])

@@ -1,0 +1,178 @@
+"""Which files a run takes and where each goes: decided from names alone, before any model loads."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from zipcli.config import FolderConfig
+from zipcli.errors import ConfigError, Reason
+from zipcli.images.write import output_name
+from zipcli.pipeline.ledger import STATE_FOLDER
+from zipcli.pipeline.outcome import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file to purify.
+
+    Attributes:
+        path: Its path relative to the input folder, with "/"; bytes that are not UTF-8 are kept as
+            surrogates.
+        source: Where to read it.
+        target: Where to write it, relative to the output folder.
+        size: Bytes on disk when the plan was made.
+    """
+
+    path: str
+    source: Path
+    target: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A folder, or a list of files below one, with the rules that select and name.
+
+    Attributes:
+        base: The input folder.
+        config: Patterns and output format.
+        listed: Relative paths, for a run over a list of files; None to walk the folder.
+    """
+
+    base: Path
+    config: FolderConfig
+    listed: tuple[str, ...] | None = None
+
+    def entries(self) -> Iterator[Entry | Outcome]:
+        """Yield the files in sorted order, and an outcome for each one that cannot be taken."""
+        return self._from_list(self.listed) if self.listed is not None else self._walk("")
+
+    def _walk(self, folder: str) -> Iterator[Entry | Outcome]:
+        """Walk one folder; links to folders are not followed, so that no loop can hold us."""
+        try:
+            with os.scandir(self.base / folder if folder else self.base) as scan:
+                found = sorted(scan, key=lambda e: os.fsencode(e.name))
+        except OSError as e:
+            yield _lost(
+                folder or ".", Reason.UNREADABLE, f"cannot list the folder: {e.strerror}", failed=True
+            )
+            return
+        for item in found:
+            path = f"{folder}/{item.name}" if folder else item.name
+            if item.name.startswith("."):
+                continue
+            if item.is_dir(follow_symlinks=False):
+                yield from self._walk(path)
+            elif item.is_symlink() and (self.base / path).is_dir():
+                yield _lost(path, Reason.SYMLINK, "a link to a folder is not followed")
+            elif self.selects(path):
+                yield self._entry(path)
+
+    def _from_list(self, listed: Iterable[str]) -> Iterator[Entry | Outcome]:
+        for path in listed:
+            if self.selects(path, named=True):
+                yield self._entry(path)
+
+    def selects(self, path: str, *, named: bool = False) -> bool:
+        """Whether the patterns take a path; a file that the user named needs no known extension."""
+        include = self.config.include
+        taken = (named and include == FolderConfig.include) or _matches(path, include)
+        return taken and not _matches(path, self.config.exclude)
+
+    def _entry(self, path: str) -> Entry | Outcome:
+        source = self.base / path
+        try:
+            status = source.stat()
+            inside = not source.is_symlink() or source.resolve().is_relative_to(self.base.resolve())
+        except OSError as e:
+            if source.is_symlink():
+                return _lost(path, Reason.SYMLINK, "a link that leads nowhere")
+            reason = Reason.VANISHED if isinstance(e, FileNotFoundError) else Reason.UNREADABLE
+            return _lost(path, reason, f"cannot read the file: {e.strerror}", failed=True)
+        if not inside:
+            return _lost(path, Reason.SYMLINK, "a link that leaves the input folder is not followed")
+        if not stat.S_ISREG(status.st_mode):
+            return _lost(path, Reason.NOT_A_FILE, "not a regular file")
+        # `same` keeps a name whose format we can write; that much the suffix tells.
+        written = "GIF" if path.lower().endswith(".gif") else "PNG"
+        target = output_name(path, self.config.format, written)
+        return Entry(path=path, source=source, target=target, size=status.st_size)
+
+
+def collisions(entries: Iterable[Entry | Outcome]) -> list[tuple[str, str, str]]:
+    """Find inputs that would share an output: (first input, second input, output)."""
+    taken: dict[str, str] = {}
+    shared = []
+    for entry in entries:
+        if isinstance(entry, Entry):
+            first = taken.setdefault(entry.target, entry.path)
+            if first != entry.path:
+                shared.append((first, entry.path, entry.target))
+    return shared
+
+
+def check_folders(base: Path, out: Path) -> None:
+    """Refuse folders that cannot be read from and written to at once.
+
+    Raises:
+        ConfigError: The input is missing or no folder, or one folder lies inside the other.
+    """
+    if not base.exists():
+        raise ConfigError(f"{base}: there is no such folder")
+    if not base.is_dir():
+        raise ConfigError(f"{base}: not a folder; to purify one picture use: zipcli purify - - < IN > OUT")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: the output exists and is not a folder")
+    inner, outer = out.resolve(), base.resolve()
+    for a, b, words in (
+        (inner, outer, "the output folder lies inside the input folder"),
+        (outer, inner, "the input folder lies inside the output folder"),
+    ):
+        same = any(_same_file(parent, b) for parent in (a, *a.parents))
+        if same:
+            raise ConfigError(f"{out}: {words} {base}; choose a folder outside it")
+
+
+def relative_paths(listed: Iterable[str], base: Path) -> tuple[str, ...]:
+    """Make listed paths relative to the input folder.
+
+    A path that is absolute, or is found from where we stand, must lie below `base`; any other is
+    taken as relative to `base` already.
+
+    Raises:
+        ConfigError: A path leaves the folder.
+    """
+    root = Path(os.path.abspath(base))  # noqa: PTH100  # links must stay as they were given
+    paths = []
+    for name in listed:
+        from_here = Path(os.path.abspath(name))  # noqa: PTH100
+        if from_here.is_relative_to(root) and (os.path.isabs(name) or os.path.lexists(from_here)):  # noqa: PTH117
+            relative = from_here.relative_to(root)
+        else:
+            relative = Path(os.path.normpath(name))
+        if relative.is_absolute() or ".." in relative.parts or relative == Path():
+            raise ConfigError(f"{name}: not below {base}; name the folder that holds the files with --base")
+        if STATE_FOLDER not in relative.parts:
+            paths.append(relative.as_posix())
+    return tuple(dict.fromkeys(paths))
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    lowered = path.lower()
+    name = PurePosixPath(lowered).name
+    return any(fnmatchcase(name, p.lower()) or fnmatchcase(lowered, p.lower()) for p in patterns)
+
+
+def _lost(path: str, reason: Reason, message: str, *, failed: bool = False) -> Outcome:
+    return Outcome(path=path, state="failed" if failed else "skipped", reason=reason, message=message)
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    """Compare by device and inode: strings miss mounts, links and spellings."""
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False

@@ -1,0 +1,277 @@
+"""Purifier: suspicious images in, clean images out. The command and the class share all of this."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from zipcli.config import PurifyConfig, check, purify_config
+from zipcli.errors import ConfigError, InputError, NonFiniteError
+from zipcli.images.fit import fit, unfit
+from zipcli.images.load import decode, from_pil, read_file
+from zipcli.methods import METHODS
+from zipcli.models.catalog import find_model
+from zipcli.models.weights import load_prior
+from zipcli.pipeline.windows import WindowedModel, images_per_call
+from zipcli.protocols import EpsModel
+from zipcli.transforms import make_operator
+
+P = TypeVar("P", PIL.Image.Image, Tensor)
+
+BATCH_PIXELS = 64 * 32 * 32
+"""Pixels that one batch holds, in whole calls, when the batch size is left to us."""
+
+CROP_SIDE = 256
+"""Side that larger images are resized or cropped to, for a model that takes any size."""
+
+
+class Purifier:
+    """Purifies images with one set of settings.
+
+    Attributes:
+        config: The settings.
+        fingerprint_parts: What decides the purified pixels: settings, model and masks, for JSON.
+    """
+
+    def __init__(self, config: PurifyConfig) -> None:
+        """Join a method and its transforms; a method that needs a model gets it from `use`.
+
+        Raises:
+            ConfigError: A transform is wrong, or the device is absent.
+        """
+        self.config = config
+        self.device = pick_device(config.device)
+        self._masks: dict[str, str] = {}
+        self._operators = tuple(make_operator(text, self._read_mask) for text in config.transforms)
+        check(
+            not self._masks or config.fit == "tile",
+            f"transform mask: a mask belongs to the pixels of the image; leave out --fit {config.fit}",
+        )
+        self._method = METHODS[config.method]
+        self._model: WindowedModel | None = None
+        self.fingerprint_parts = {**config.pixel_settings(), "masks_sha256": self._masks}
+
+    @classmethod
+    def from_pretrained(cls, model: str = "builtin", **settings: Any) -> "Purifier":
+        """Load a model by name or path and build a purifier.
+
+        Args:
+            model: "builtin" or the path of a model file.
+            **settings: Fields of `PurifyConfig`, such as transforms=["blur:2"], steps=20, seed=0.
+
+        Raises:
+            ConfigError: A setting is wrong or not used by the method.
+            ModelError: The model is missing or damaged.
+        """
+        if "model" not in settings and model != PurifyConfig.model:
+            settings["model"] = model
+        return cls.from_config(purify_config(**settings))
+
+    @classmethod
+    def from_config(cls, config: PurifyConfig) -> "Purifier":
+        """Load the model that the settings name and build a purifier."""
+        purifier = cls(config)
+        if config.needs_model:
+            path, sha256 = find_model(config.model)
+            purifier.use(*load_prior(path, sha256, purifier.device))
+        return purifier
+
+    def use(self, model: EpsModel, sha256: str) -> None:
+        """Purify with `model`, a diffusion prior whose file has the digest `sha256`.
+
+        Raises:
+            ConfigError: The sizes do not fit the model.
+        """
+        config = self.config
+        check(model.channels == 3, f"model {config.model}: it has {model.channels} channels, not 3")
+        check(
+            config.tile is None or model.native_side in (None, config.tile),
+            f"tile: model {config.model} takes {model.native_side} pixels only; leave out --tile",
+        )
+        tile = config.tile or (None if config.fit == "tile" else CROP_SIDE)
+        dtype: torch.dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+        self._model = WindowedModel(model, tile, config.overlap, dtype)
+        self.fingerprint_parts["model_sha256"] = sha256
+
+    @overload
+    def __call__(self, image: str | PathLike[str]) -> PIL.Image.Image: ...
+    @overload
+    def __call__(self, image: P) -> P: ...
+    def __call__(self, image: "str | PathLike[str] | PIL.Image.Image | Tensor") -> Any:
+        """Purify one picture, or a batch of them as a tensor.
+
+        Args:
+            image: A path, a PIL image, or a tensor (3, H, W) or (N, 3, H, W): uint8, or floating
+                point in [0, 1].
+
+        Returns:
+            The same kind of picture, a PIL image for a path: grey (mode L) where the input was
+            grey, RGB otherwise. A tensor keeps its shape and dtype.
+
+        Raises:
+            InputError: The picture cannot be read or purified; `reason` says why.
+        """
+        if isinstance(image, Tensor):
+            return self._purify_tensor(image)
+        if isinstance(image, PIL.Image.Image):
+            picture = from_pil(image)
+        else:
+            picture = decode(read_file(Path(image)), str(image))
+        return PIL.Image.fromarray(self.purify_pixels([picture.pixels])[0])
+
+    def purify_pixels(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Purify images of one shape together.
+
+        Args:
+            images: uint8 arrays, all (H, W) or all (H, W, 3), sRGB.
+
+        Returns:
+            uint8 arrays of the same shape (of the cropped shape for `--fit center-crop`), rounded
+            half up. An image does not depend on the others, except on a canvas of a fixed-size
+            model, where the network sees its neighbours.
+
+        Raises:
+            NonFiniteError: The chain of some images failed; it names them.
+        """
+        is_grey = images[0].ndim == 2
+        x = torch.stack([to_tensor(pixels) for pixels in images])
+        clean = self._purify(x, [pixel_digest(pixels) for pixels in images])
+        if is_grey:
+            clean = clean.mean(dim=1, keepdim=True)
+        levels = ((clean.clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8)
+        arrays = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return [np.ascontiguousarray(a[..., 0] if is_grey else a) for a in arrays]
+
+    def batch_size(self, size: tuple[int, int]) -> int:
+        """Images of `size` (H, W) to purify together: a whole number of canvases or calls."""
+        if self._model is None:
+            return self.config.batch_size or 16
+        x = torch.empty(1, 1, 1, 1).expand(1, 1, *size)
+        fitted = fit(x, self.config.fit, self._model.side)
+        working = (fitted.shape[-2], fitted.shape[-1])
+        per_canvas = self._model.images_per_canvas(working)
+        if per_canvas > 1:
+            # The neighbours on a canvas change an image: fill it the same way at any batch size.
+            return per_canvas * max(1, (self.config.batch_size or per_canvas) // per_canvas)
+        window = self._model.window(working)
+        in_one_window = working[0] <= window[0] and working[1] <= window[1]
+        calls = images_per_call(window, self.device)
+        automatic = calls * max(1, BATCH_PIXELS // (calls * window[0] * window[1])) if in_one_window else 1
+        return self.config.batch_size or automatic
+
+    def stop_with(self, check_stop: Callable[[], None]) -> None:
+        """Call `check_stop` before every call of the network; it may raise to stop a batch."""
+        if self._model is not None:
+            self._model.before_call = check_stop
+
+    def _purify_tensor(self, image: Tensor) -> Tensor:
+        batch = image if image.ndim == 4 else image[None]
+        if batch.ndim != 4 or batch.shape[1] != 3 or 0 in batch.shape:
+            raise ConfigError(f"tensor: shape {tuple(image.shape)} is not (3, H, W) or (N, 3, H, W)")
+        if image.dtype == torch.uint8:
+            levels = batch
+        else:
+            check(image.is_floating_point(), f"tensor: dtype {image.dtype} is neither uint8 nor float")
+            in_range = bool(((batch >= 0) & (batch <= 1)).all())
+            check(in_range, "tensor: values must lie in [0, 1]; divide by 255 or undo the normalisation")
+            levels = (batch * 255 + 0.5).floor().to(torch.uint8)
+        digests = [pixel_digest(row.permute(1, 2, 0).cpu().numpy()) for row in levels]
+        x = levels / 127.5 - 1 if image.dtype == torch.uint8 else batch.float() * 2 - 1
+        clean = (self._purify(x, digests).clamp(-1, 1) + 1) / 2
+        if image.dtype == torch.uint8:
+            clean = (clean * 255 + 0.5).floor()
+        clean = clean.to(image.device, image.dtype)
+        return clean if image.ndim == 4 else clean[0]
+
+    @torch.inference_mode()
+    def _purify(self, x: Tensor, digests: Sequence[bytes]) -> Tensor:
+        """Purify (N, 3, H, W) in [-1, 1]; `digests` identify the images."""
+        size = (x.shape[-2], x.shape[-1])
+        x = x.to(self.device)
+        side = self._model.side if self._model else max(size)
+        fitted = fit(x, self.config.fit, side)
+        noise = ImageNoise(self.config.seed, digests)
+        clean = self._method(fitted, self._model, self._operators, self.config, noise=noise)
+        was_fitted = fitted.shape != x.shape
+        clean = unfit(clean, self.config.fit, size) if was_fitted else clean
+        if not clean.isfinite().all():
+            bad = (~clean.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+            raise NonFiniteError(-1, -1, tuple(bad))
+        return clean
+
+    def _read_mask(self, file: str) -> Tensor:
+        """Read a mask into (1, 1, H, W): white (128 and up) is kept, black is refilled."""
+        try:
+            data = read_file(Path(file))
+            pixels = decode(data, file).pixels
+        except InputError as e:
+            raise ConfigError(f"transform mask: {e}") from e
+        self._masks[file] = hashlib.sha256(data).hexdigest()
+        grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
+        return torch.from_numpy((grey >= 128).astype(np.float32))[None, None]
+
+
+class ImageNoise:
+    """Noise of a batch: one CPU generator for each image, seeded by the run and by its pixels.
+
+    So an image gets the same noise alone, in any batch, under any name and on any device. Seeding
+    by the path would give two answers to one picture that came by file and through a pipe.
+    """
+
+    def __init__(self, seed: int, digests: Sequence[bytes]) -> None:
+        """Seed a generator for each image from `seed` and its digest."""
+        self._generators = [torch.Generator().manual_seed(image_seed(seed, d)) for d in digests]
+
+    def __call__(self, x_t: Tensor, /) -> Tensor:
+        """Draw N(0, I) like x_t, (N, C, H, W)."""
+        drawn = [torch.randn(x_t.shape[1:], generator=g) for g in self._generators]
+        return torch.stack(drawn).to(x_t.device, x_t.dtype)
+
+
+def image_seed(seed: int, digest: bytes) -> int:
+    """The seed of one image's noise, 63 bits."""
+    mixed = hashlib.blake2b(digest, key=seed.to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(mixed, "little") >> 1
+
+
+def pixel_digest(pixels: np.ndarray) -> bytes:
+    """Digest of decoded pixels, uint8 (H, W) or (H, W, 3): what identifies an image.
+
+    A grey image and its copy in three equal channels are the same picture.
+    """
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    shape = np.array(pixels.shape, dtype="<u4").tobytes()
+    return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 (H, W) or (H, W, 3) to float32 (3, H, W) in [-1, 1]."""
+    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1) / 127.5 - 1
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn --device into a device that exists; never fall back in silence.
+
+    Raises:
+        ConfigError: The device is unknown or absent.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ConfigError(f"device: {name!r} is not auto, cpu, cuda, cuda:N or mps") from e
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= available.get(device.type, 0):
+        raise ConfigError(f"device: there is no {name} on this machine; use --device cpu or auto")
+    return device
