@@ -1,0 +1,153 @@
+"""Talk on stderr: a live bar on a terminal, plain lines elsewhere. Data on stdout never comes from here."""
+
+import json
+import sys
+import time
+from contextlib import AbstractContextManager, suppress
+from types import TracebackType
+from typing import Any
+
+import click
+
+from zipcli.pipeline.outcome import Outcome, Summary
+
+PLAIN_SECONDS = 30
+PLAIN_SHARE = 0.05
+FAILURES_SHOWN = 20
+
+
+def printable(text: str) -> str:
+    """Make hostile text harmless: control characters and broken bytes are shown as escapes.
+
+    A file name can hold escape codes that recolour or rewrite a terminal.
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
+
+
+def say(text: str) -> None:
+    """Print a line on stderr; a closed stderr does not stop the work."""
+    with suppress(OSError):
+        click.echo(printable(text), err=True)
+
+
+def emit(kind: str, **values: Any) -> None:
+    """Print one JSON object on stdout, in one line, at once."""
+    click.echo(json.dumps({"type": kind, **values}))
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """Progress of a folder run."""
+
+    def __init__(self, total: int, *, verbosity: int, as_json: bool) -> None:
+        """Prepare; `verbosity` is -1 for quiet, 0, or 1 and more for a line per image."""
+        self.total = total
+        self.verbosity = verbosity
+        self.as_json = as_json
+        self.summary = Summary()
+        self.failures: list[Outcome] = []
+        self.began = time.monotonic()
+        self._last = (self.began, 0)
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        """Show the bar where somebody can see it."""
+        if self.verbosity >= 0 and sys.stderr is not None and sys.stderr.isatty():
+            self._bar = _live_bar(self.total)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def add(self, outcome: Outcome) -> None:
+        """Show one finished image."""
+        self.summary.add(outcome)
+        if outcome.state == "failed" and len(self.failures) < FAILURES_SHOWN:
+            self.failures.append(outcome)
+        if self.as_json:
+            emit("image", **outcome.as_json())
+        if self.verbosity >= 1:
+            self._line(describe(outcome))
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, advance=1, failed=self.summary.counts["failed"])
+        elif self.verbosity >= 0:
+            self._plain()
+
+    def finish(self, out: str) -> None:
+        """Say what became of the folder, failures first."""
+        for outcome in self.failures if self.verbosity < 1 else ():
+            say(describe(outcome))
+        counts = self.summary.counts
+        more = counts["failed"] - len(self.failures)
+        if more > 0 and self.verbosity < 1:
+            say(f"... and {more} more failures; see the ledger in {out}/.zipcli")
+        seconds = time.monotonic() - self.began
+        already = counts["skipped"] - sum(self.summary.reasons[r] for r in ("symlink", "not_a_file"))
+        parts = [f"purified {counts['done']}"]
+        parts += [f"passed {counts['passed']}"] if counts["passed"] else []
+        parts += [f"already done {already}"] if already else []
+        ignored = counts["skipped"] - already
+        parts += [f"skipped {ignored} links and special files"] if ignored else []
+        parts += [f"failed {counts['failed']}"]
+        rate = f", {counts['done'] / seconds:.2f} images/s" if counts["done"] else ""
+        say(f"{', '.join(parts)} of {self.summary.found} images in {clock(seconds)}{rate}; output in {out}")
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(
+                printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
+        else:
+            say(text)
+
+    def _plain(self) -> None:
+        """One line every 30 seconds or 5 %, whichever is later."""
+        now, done = time.monotonic(), self.summary.found
+        then, before = self._last
+        if now - then < PLAIN_SECONDS or done - before < PLAIN_SHARE * self.total:
+            return
+        self._last = (now, done)
+        left = (now - self.began) / done * max(0, self.total - done)
+        share = f"{done}/{self.total} ({done / max(1, self.total):.0%})"
+        say(f"purified {share} failed {self.summary.counts['failed']} eta {clock(left)}")
+
+
+def describe(outcome: Outcome) -> str:
+    """One line about one image."""
+    if outcome.state in ("failed", "skipped") and outcome.reason:
+        text = outcome.message or ""
+        text = text if text.startswith(outcome.path) else f"{outcome.path}: {text}"
+        return f"{outcome.state} ({outcome.reason}) {text}"
+    notes = f" ({'; '.join(outcome.notes)})" if outcome.notes else ""
+    took = f" in {outcome.ms} ms" if outcome.ms is not None else ""
+    return f"{'already done' if outcome.state == 'skipped' else outcome.state} {outcome.path}{took}{notes}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds as 01:02:03."""
+    whole = int(seconds)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def _live_bar(total: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("purifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("failed {task.fields[failed]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    bar.add_task("purifying", total=total, failed=0)
+    return bar

@@ -1,0 +1,84 @@
+"""The command group, and the one place where errors become exit codes."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from zipcli import __version__
+from zipcli.cli.console import printable
+from zipcli.errors import ExitCode, ZipcliError
+from zipcli.registry import unknown_name
+
+COMMANDS = {
+    "purify": "zipcli.cli.purify:purify",
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is used, and turns errors into our exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            ctx.fail(unknown_name("command", cmd_name, COMMANDS))
+        module, attribute = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
+        """Run, and exit with one of `ExitCode`."""
+        words = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(words, *more, **extra)
+            sys.stdout.flush()
+        except click.ClickException as e:
+            e.show(sys.stderr)
+            code = ExitCode.USAGE
+        except (click.Abort, KeyboardInterrupt):
+            code = ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read our output is gone; nothing more can be said there, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = ExitCode.PIPE_CLOSED
+        except ZipcliError as e:
+            _say_error(str(e), e.exit_code, as_json="--json" in words)
+            code = e.exit_code
+        except Exception as e:  # the last line of defence: a bug, shown in full
+            if "--json" in words:
+                _say_error(f"{type(e).__name__}: {e}", ExitCode.BUG, as_json=True)
+            traceback.print_exc()
+            print("This is a bug in zipcli; please report it with the lines above.", file=sys.stderr)  # noqa: T201  # no console here
+            code = ExitCode.BUG
+        sys.exit(int(code or 0))
+
+
+def _say_error(message: str, code: ExitCode, *, as_json: bool) -> None:
+    if as_json:
+        line = json.dumps({"type": "error", "message": message, "exit_code": int(code)})
+    else:
+        line = printable(f"Error: {message}")
+    click.echo(line, err=True)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ZIPCLI"},
+)
+@click.version_option(__version__, prog_name="zipcli")
+def cli() -> None:
+    """Clean image folders of backdoor triggers with zero-shot diffusion purification.
+
+    Exit codes: 0 all done, 1 bug, 2 usage, 3 some images failed, 4 model, 5 output not writable,
+    6 another run owns the output, 130 and 143 stopped by a signal.
+    """

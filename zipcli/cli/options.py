@@ -1,0 +1,33 @@
+"""Option types and decorators that several commands share."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from zipcli.registry import unknown_name
+
+
+class Name(click.Choice[str]):
+    """A choice that suggests the nearest name for an unknown one."""
+
+    def __init__(self, kind: str, names: Iterable[str]) -> None:
+        """Offer the names of one kind of thing."""
+        super().__init__(list(names))
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name, or fail with a suggestion."""
+        if value not in self.choices:
+            self.fail(unknown_name(self.kind, str(value), self.choices), param, ctx)
+        return str(value)
+
+
+def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:
+    """The options among `names` that the user set, by flag or environment, with their values."""
+    return {
+        name: ctx.params[name]
+        for name in names
+        if ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
+    }

@@ -1,0 +1,459 @@
+"""zipcli purify."""
+
+import shutil
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from zipcli.cli.console import Progress, emit, printable, say
+from zipcli.cli.options import Name, given
+from zipcli.cli.signals import StopSignals
+from zipcli.config import (
+    DTYPES,
+    FITS,
+    FORMATS,
+    GRIDS,
+    METADATA,
+    METHOD_SETTINGS,
+    VARIANTS,
+    FolderConfig,
+    PurifyConfig,
+    purify_config,
+)
+from zipcli.errors import ConfigError, ExitCode, StoppedError
+
+if TYPE_CHECKING:
+    from zipcli.pipeline.ledger import Ledger
+    from zipcli.pipeline.plan import Plan
+
+PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
+FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
+
+
+@click.command(
+    epilog="Examples: zipcli purify photos clean -t blur:4 -t gray | zipcli purify - - < in.png > out.png"
+)
+@click.argument("folders", nargs=-1, metavar="IN OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--transform",
+    "-t",
+    "transforms",
+    multiple=True,
+    metavar="NAME[:ARG]",
+    default=PurifyConfig.transforms,
+    show_default=True,
+    help="What destroys the trigger: blur[:N], gray, identity, mask:FILE, or several joined with + "
+    "(blur:4+gray). Given twice, the corrections are averaged. blur without N takes blocks of 2 pixels "
+    "below 128 pixels and of 4 above.",
+)
+@click.option(
+    "--method",
+    type=Name("method", METHOD_SETTINGS),
+    default=PurifyConfig.method,
+    show_default=True,
+    help="zip refills what the transforms removed; blur only transforms.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=PurifyConfig.steps,
+    show_default=True,
+    help="Evaluations of the network for each image.",
+)
+@click.option(
+    "--lambda",
+    "lambda_",
+    type=click.FloatRange(min=0),
+    default=PurifyConfig.lambda_,
+    show_default=True,
+    help="How late the image is let go: 0 ignores the input, inf keeps what the transforms kept exactly.",
+)
+@click.option(
+    "--eta",
+    type=click.FloatRange(0, 1),
+    default=PurifyConfig.eta,
+    show_default=True,
+    help="Fresh noise in each step: 0 none (DDIM), 1 full (DDPM).",
+)
+@click.option(
+    "--grid",
+    type=Name("grid", GRIDS),
+    default=PurifyConfig.grid,
+    show_default=True,
+    help="Which timesteps are visited: official (950 ... 50, 0), paper (999 ... 49, 0), full (all 1000).",
+)
+@click.option(
+    "--variant",
+    type=Name("variant", VARIANTS),
+    default=None,
+    help="Published settings by name; they fix steps, eta and grid.",
+)
+@click.option("--clip-x0", is_flag=True, help="Clip the estimate of the clean image in every step.")
+@click.option(
+    "--travel-length",
+    type=click.IntRange(min=1),
+    default=PurifyConfig.travel_length,
+    show_default=True,
+    help="Time travel: steps that each jump goes back.",
+)
+@click.option(
+    "--travel-repeat",
+    type=click.IntRange(min=1),
+    default=PurifyConfig.travel_repeat,
+    show_default=True,
+    help="Time travel: how often each stretch is walked.",
+)
+@click.option(
+    "--model",
+    "-m",
+    default=PurifyConfig.model,
+    show_default=True,
+    metavar="NAME|FILE",
+    help="The diffusion prior: builtin, or a .safetensors file.",
+)
+@click.option(
+    "--fit",
+    type=Name("fit", FITS),
+    default=PurifyConfig.fit,
+    show_default=True,
+    help="Images larger than the model's window: tile keeps every pixel; resize and squash go there and "
+    "back; center-crop writes the cropped square.",
+)
+@click.option(
+    "--tile",
+    type=click.IntRange(min=16),
+    default=None,
+    metavar="PIXELS",
+    help="Side of a window.  [default: the model's own, or 512]",
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    default=PurifyConfig.overlap,
+    show_default=True,
+    metavar="PIXELS",
+    help="What neighbouring windows share.",
+)
+@click.option(
+    "--device",
+    "-d",
+    default=PurifyConfig.device,
+    show_default=True,
+    help="auto, cpu, cuda, cuda:N or mps; an absent device is an error.",
+)
+@click.option(
+    "--dtype",
+    type=Name("dtype", DTYPES),
+    default=PurifyConfig.dtype,
+    show_default=True,
+    help="Precision inside the network.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Images purified together; changes speed, never a pixel.  [default: by image size]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=PurifyConfig.seed,
+    show_default=True,
+    help="Seed of the noise.",
+)
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(1, 256),
+    default=FolderConfig.jobs,
+    show_default=True,
+    help="Threads that read and write while the network runs.",
+)
+@click.option(
+    "--format",
+    type=Name("format", FORMATS),
+    default=FolderConfig.format,
+    show_default=True,
+    help="png and webp are lossless; same keeps the format of each input; jpg loses detail.",
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=FolderConfig.quality,
+    show_default=True,
+    help="Quality of JPEG files.",
+)
+@click.option(
+    "--metadata",
+    type=Name("metadata policy", METADATA),
+    default=FolderConfig.metadata,
+    show_default=True,
+    help="safe keeps resolution, date and camera; thumbnails and comments never survive.",
+)
+@click.option(
+    "--detector",
+    default=FolderConfig.detector,
+    show_default=True,
+    help="Purify only what a detector suspects; none purifies everything.",
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    default=FolderConfig.include,
+    help="Take only files that match, such as '*.png' or 'train/*'.  [default: image extensions]",
+)
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace outputs of other settings, and files that are not ours."
+)
+@click.option(
+    "--files-from",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Read the files to take from FILE, or - for standard input, one per line.",
+)
+@click.option("--null", "-0", "null", is_flag=True, help="The names of --files-from end in NUL bytes.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="With --files-from: the folder that the tree is mirrored from.  [default: here]",
+)
+@click.option("--dry-run", "-n", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress; failures and a summary only.")
+@click.option("--verbose", "-v", count=True, help="A line for each image.")
+@click.pass_context
+def purify(
+    ctx: click.Context,
+    /,
+    folders: tuple[Path, ...],
+    files_from: Path | None,
+    null: bool,
+    base: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **_options: Any,
+) -> int:
+    """Purify the images below IN into the same tree below OUT.
+
+    `zipcli purify - -` purifies one picture from standard input to standard output.
+    """
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose contradict each other")
+    if null and files_from is None:
+        raise click.UsageError("--null needs --files-from")
+    if base is not None and files_from is None:
+        raise click.UsageError("--base needs --files-from; give IN instead")
+    config = purify_config(**given(ctx, PIXEL_OPTIONS))
+    folder_config = _folder_config(given(ctx, FOLDER_OPTIONS))
+    stop = StopSignals()
+    if [str(folder) for folder in folders] == ["-", "-"]:
+        if files_from or dry_run or as_json:
+            raise click.UsageError("one picture through a pipe: no --files-from, --dry-run or --json")
+        return _purify_pipe(config, folder_config, stop)
+    source, out = _folders(folders, files_from, base)
+    plan = _plan(source, out, folder_config, files_from, null=null)
+    total = _check_plan(plan)
+    verbosity = -1 if quiet else verbose
+    return _purify_folder(config, plan, out, total, stop, verbosity, as_json=as_json, dry_run=dry_run)
+
+
+def _folder_config(options: dict[str, Any]) -> FolderConfig:
+    """Settings of the files, refusing a quality that nothing would use."""
+    config = FolderConfig(**options)
+    if "quality" in options and config.format not in ("jpg", "same"):
+        raise ConfigError(f"quality: format {config.format} is lossless; use it with --format jpg or same")
+    return config
+
+
+def _folders(folders: tuple[Path, ...], files_from: Path | None, base: Path | None) -> tuple[Path, Path]:
+    """The input and output folder; with a list of files, the input is what the tree starts from."""
+    if files_from is not None and len(folders) == 1:
+        return base or Path(), folders[0]
+    if len(folders) != 2:
+        raise click.UsageError("give two folders, IN and OUT (or - - for one picture through a pipe)")
+    if base is not None:
+        raise click.UsageError("give IN or --base, not both")
+    if Path("-") in folders:
+        raise click.UsageError("- stands for one picture through a pipe: zipcli purify - - < IN > OUT")
+    return folders[0], folders[1]
+
+
+def _plan(source: Path, out: Path, config: FolderConfig, files_from: Path | None, *, null: bool) -> "Plan":
+    from zipcli.pipeline.plan import Plan, check_folders, relative_paths
+
+    check_folders(source, out)
+    if files_from is None:
+        return Plan(base=source, config=config)
+    return Plan(base=source, config=config, listed=relative_paths(_read_list(files_from, null=null), source))
+
+
+def _read_list(file: Path, *, null: bool) -> list[str]:
+    """Names from a file or standard input, as the file system spells them."""
+    import os
+
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"{file}: cannot read the list of files: {e.strerror}") from e
+    names = data.split(b"\0") if null else data.splitlines()
+    return [os.fsdecode(name) for name in names if name]
+
+
+def _check_plan(plan: "Plan") -> int:
+    """Count the files, refusing names that collide and a run that would do nothing."""
+    from zipcli.pipeline.plan import collisions
+
+    total = sum(1 for _ in plan.entries())
+    if total == 0:
+        raise ConfigError(
+            f"{plan.base}: no images found; images are files named {' '.join(FolderConfig.include)}, "
+            "or what you name with --include"
+            if plan.config.include == FolderConfig.include
+            else f"{plan.base}: no file matches --include {' '.join(plan.config.include)}"
+        )
+    shared = collisions(plan.entries())
+    if shared:
+        lines = [
+            f"  {first} and {second} would both become {target}" for first, second, target in shared[:20]
+        ]
+        more = [f"  ... and {len(shared) - 20} more"] if len(shared) > 20 else []
+        raise ConfigError(
+            "\n".join(["some images would share an output; rename one, or use --format same", *lines, *more])
+        )
+    return total
+
+
+def _purify_folder(
+    config: PurifyConfig,
+    plan: "Plan",
+    out: Path,
+    total: int,
+    stop: StopSignals,
+    verbosity: int,
+    *,
+    as_json: bool,
+    dry_run: bool,
+) -> int:
+    from zipcli.pipeline.ledger import Ledger
+
+    ledger = Ledger(out)
+    _refuse_foreign(plan, ledger)
+
+    from zipcli.detectors import DETECTORS
+    from zipcli.pipeline.folder import FolderRun
+    from zipcli.pipeline.purifier import Purifier
+
+    detector = DETECTORS[plan.config.detector]()
+    purifier = Purifier.from_config(config)
+    settings = {**purifier.fingerprint_parts, **plan.config.file_settings()}
+    ledger.use_settings(settings, overwrite=plan.config.overwrite)
+    if ledger.damaged_lines:
+        say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {out} are ignored")
+    if dry_run:
+        return _show_plan(plan, ledger, as_json=as_json)
+    purifier.stop_with(stop.check)
+    if as_json:
+        emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)
+    with ledger.open(), Progress(total, verbosity=verbosity, as_json=as_json) as progress:
+
+        def report(outcome: Any) -> None:
+            progress.add(outcome)
+            stop.check()
+
+        try:
+            summary = FolderRun(plan, purifier, detector, ledger).run(report)
+        except StoppedError as e:
+            _finish(progress, out, e.exit_code, as_json=as_json)
+            say(f"stopped; to go on, run the same command again: zipcli {' '.join(sys.argv[1:])}")
+            return e.exit_code
+    _finish(progress, out, summary.exit_code, as_json=as_json)
+    return summary.exit_code
+
+
+def _finish(progress: Progress, out: Path, code: ExitCode, *, as_json: bool) -> None:
+    progress.__exit__(None, None, None)  # the summary comes below the bar, not above it
+    progress.finish(str(out))
+    if as_json:
+        emit("run_end", **progress.summary.as_json(), exit_code=int(code))
+
+
+def _refuse_foreign(plan: "Plan", ledger: "Ledger") -> None:
+    """Refuse before any work when outputs exist that we did not write."""
+    from zipcli.pipeline.ledger import Decision
+    from zipcli.pipeline.plan import Entry
+
+    foreign = [
+        entry.target
+        for entry in plan.entries()
+        if isinstance(entry, Entry)
+        and ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite) is Decision.REFUSE
+    ]
+    if foreign:
+        names = "\n".join(f"  {name}" for name in foreign[:20])
+        raise ConfigError(
+            f"{ledger.out}: {len(foreign)} files are in the way and were not written by zipcli; move them, "
+            f"choose another output folder, or use --overwrite\n{names}"
+        )
+
+
+def _show_plan(plan: "Plan", ledger: "Ledger", *, as_json: bool) -> int:
+    """Say what a run would do; digests are not computed, so changed inputs are not seen."""
+    from zipcli.pipeline.ledger import Decision
+    from zipcli.pipeline.plan import Entry
+
+    found = todo = size = 0
+    for entry in plan.entries():
+        found += 1
+        if isinstance(entry, Entry):
+            decision = ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite)
+            todo += decision is Decision.PURIFY
+            size += entry.size if decision is Decision.PURIFY else 0
+            if as_json:
+                from zipcli.pipeline.outcome import json_path
+
+                paths = json_path("path", entry.path) | json_path("out_path", entry.target)
+                emit("plan", **paths, decision=decision.value, bytes=entry.size)
+    free = shutil.disk_usage(next(p for p in (ledger.out, *ledger.out.absolute().parents) if p.exists())).free
+    if as_json:
+        emit("plan_end", found=found, purify=todo, bytes=size, free_bytes=free, settings=ledger.settings)
+    else:
+        say(f"would purify {todo} of {found} images ({size / 1e6:.1f} MB) into {ledger.out}")
+        say(f"free disk there: {free / 1e9:.1f} GB; settings: {ledger.settings}")
+    return ExitCode.DONE
+
+
+def _purify_pipe(config: PurifyConfig, folder_config: FolderConfig, stop: StopSignals) -> int:
+    """One picture from standard input to standard output."""
+    stdout: IO[bytes] = sys.stdout.buffer
+    if sys.stdout.isatty():
+        raise click.UsageError("the picture would fill your terminal; redirect it: zipcli purify - - > OUT")
+
+    from zipcli.errors import InputError, NonFiniteError
+    from zipcli.images.load import decode
+    from zipcli.images.write import encode, output_format
+    from zipcli.pipeline.purifier import Purifier
+
+    data = sys.stdin.buffer.read()
+    try:
+        picture = decode(data, "standard input")
+        purifier = Purifier.from_config(config)
+        purifier.stop_with(stop.check)
+        clean = purifier.purify_pixels([picture.pixels])[0]
+        metadata = picture.metadata if folder_config.metadata == "safe" else None
+        out_format = output_format(folder_config.format, picture.format)
+        encoded = encode(clean, out_format, quality=folder_config.quality, metadata=metadata)
+    except (InputError, NonFiniteError) as e:
+        say(printable(f"Error: {e}"))
+        return ExitCode.SOME_FAILED
+    stop.check()
+    stdout.write(encoded)
+    stdout.flush()
+    return ExitCode.DONE
