@@ -1,0 +1,9 @@
+"""Purify pictures from Python: python examples/three_lines.py PICTURE OUTPUT."""
+
+import sys
+
+from zipcli import Purifier
+
+purifier = Purifier.from_pretrained("builtin", transforms=["blur:2"], seed=0)
+clean = purifier(sys.argv[1])
+clean.save(sys.argv[2])

@@ -1,0 +1,129 @@
+"""--help, --version and what follows a slip of the pen."""
+
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from cli.shell import COMMAND, ENVIRONMENT, ROOT, invoke, picture
+
+from zipcli import __version__
+from zipcli.cli.main import COMMANDS, cli
+from zipcli.errors import ExitCode
+
+HELPS = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+SECONDS = 0.3
+
+
+def commands() -> list[click.Command]:
+    context = click.Context(cli)
+    return [command for name in COMMANDS if (command := cli.get_command(context, name))]
+
+
+def options():
+    return [
+        pytest.param(option, id=f"{command.name} {option.opts[0]}")
+        for command in commands()
+        for option in command.params
+        if isinstance(option, click.Option)
+    ]
+
+
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_help_answers_in_a_third_of_a_second(words: list[str]) -> None:
+    took = []
+    for _ in range(5):  # the best of several: other programs may have the processor
+        began = time.monotonic()
+        done = subprocess.run([*COMMAND, *words], env=ENVIRONMENT, capture_output=True)
+        took.append(time.monotonic() - began)
+        assert done.returncode == 0
+        assert done.stdout
+        assert not done.stderr
+    assert min(took) <= SECONDS
+
+
+@pytest.mark.parametrize(
+    "words",
+    [*HELPS, ["purify"], ["purify", "in", "out", "--fit", "tle"], ["purify", "in", "out", "--method", "zp"]],
+    ids=" ".join,
+)
+def test_help_and_slips_import_no_heavy_library(words: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from zipcli.cli.main import cli\n"
+        "try:\n"
+        f"    cli({words!r}, prog_name='zipcli')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print(*sorted({'torch', 'numpy', 'PIL', 'rich'} & sys.modules.keys()), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does(name: str) -> None:
+    (command,) = [c for c in commands() if c.name == name]
+    assert command.help
+    line = next(line for line in invoke("--help").stdout.splitlines() if line.split()[:1] == [name])
+    assert line.strip() != name
+    assert invoke(name, "-h").stdout == invoke(name, "--help").stdout
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_option_has_help(option: click.Option) -> None:
+    assert option.help
+    assert option.help.strip().endswith((".", "]"))
+    assert not option.hidden
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert __version__ in result.stdout.split()[-1]
+
+
+@pytest.mark.parametrize("code", ExitCode, ids=lambda code: code.name)
+def test_the_help_lists_every_exit_code(code: ExitCode) -> None:
+    words = invoke("--help").stdout.replace(",", " ").replace(";", " ").split()
+    assert str(int(code)) in words[words.index("codes:") :]
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["purfy"], "purify"),
+        (["purify", "in", "out", "--overwrit"], "--overwrite"),
+        (["purify", "in", "out", "--transfrom", "gray"], "--transform"),
+        (["purify", "in", "out", "--transform", "blurr:4"], "blur"),
+        (["purify", "in", "out", "--transform", "blur:2+grey"], "gray"),
+        (["purify", "in", "out", "--method", "blr"], "blur"),
+        (["purify", "in", "out", "--grid", "offical"], "official"),
+        (["purify", "in", "out", "--fit", "centercrop"], "center-crop"),
+        (["purify", "in", "out", "--variant", "paper-alg3"], "paper-alg2"),
+        (["purify", "in", "out", "--dtype", "float3"], "float32"),
+        (["purify", "in", "out", "--format", "jpgg"], "jpg"),
+        (["purify", "in", "out", "--metadata", "saf"], "safe"),
+        (["purify", "in", "out", "--detector", "nonne"], "none"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
+)
+def test_a_slip_gets_the_nearest_name(here, words: list[str], meant: str) -> None:
+    picture(here / "in" / "a.png")
+    result = invoke(*words)
+    assert result.exit_code == ExitCode.USAGE
+    guess = result.stderr.partition("Did you mean")[2].partition("?")[0]
+    assert meant in guess
+    assert not (here / "out").exists()
+
+
+def test_an_unknown_model_gets_the_nearest_name(here) -> None:
+    picture(here / "in" / "a.png")
+    result = invoke("purify", "in", "out", "--model", "bultin")
+    assert result.exit_code == ExitCode.MODEL
+    assert "Did you mean 'builtin'?" in result.stderr
+    assert ".safetensors" in result.stderr
+    assert not (here / "out").exists()
