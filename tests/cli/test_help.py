@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -111,7 +112,7 @@ def test_the_help_lists_every_exit_code(code: ExitCode) -> None:
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
 )
-def test_a_slip_gets_the_nearest_name(here, words: list[str], meant: str) -> None:
+def test_a_slip_gets_the_nearest_name(here: Path, words: list[str], meant: str) -> None:
     picture(here / "in" / "a.png")
     result = invoke(*words)
     assert result.exit_code == ExitCode.USAGE
@@ -120,7 +121,7 @@ def test_a_slip_gets_the_nearest_name(here, words: list[str], meant: str) -> Non
     assert not (here / "out").exists()
 
 
-def test_an_unknown_model_gets_the_nearest_name(here) -> None:
+def test_an_unknown_model_gets_the_nearest_name(here: Path) -> None:
     picture(here / "in" / "a.png")
     result = invoke("purify", "in", "out", "--model", "bultin")
     assert result.exit_code == ExitCode.MODEL

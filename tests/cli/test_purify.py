@@ -31,6 +31,7 @@ from PIL import Image
 
 from zipcli.cli.purify import purify
 from zipcli.config import FITS, METHOD_SETTINGS, FolderConfig, PurifyConfig
+from zipcli.models.catalog import find_model
 
 LATIN_1 = os.fsdecode(b"caf\xe9.png")
 """A name that is not UTF-8."""
@@ -667,6 +668,15 @@ def test_settings_that_change_no_pixel_may_change_between_runs(finished: Path) -
     result = invoke("purify", "in", "out", *BLUR, "--jobs", "2", "--batch-size", "3", "--json")
     assert result.exit_code == 0
     assert redone(result.stdout) == []
+
+
+def test_the_same_model_under_another_name_goes_on(here: Path) -> None:
+    picture(here / "in" / "a.png")
+    (here / "model.safetensors").write_bytes(find_model("builtin")[0].read_bytes())
+    assert invoke("purify", "in", "out", "--model", "model.safetensors").exit_code == 0
+    again = invoke("purify", "in", "out", "--model", here / "model.safetensors", "--json")
+    assert again.exit_code == 0, again.stderr
+    assert redone(again.stdout) == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from zipcli.config import FolderConfig
 from zipcli.errors import InputError, NonFiniteError, Reason
 from zipcli.images.load import Picture, declared_size, decode, read_file
-from zipcli.images.write import encode, is_lossy, output_format, psnr, publish
+from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr, publish
 from zipcli.pipeline.ledger import Decision, Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Entry, Plan
@@ -210,7 +210,7 @@ class FolderRun:
             psnr=_psnr(picture.pixels, clean),
             device=str(self.purifier.device),
             lossy=is_lossy(out_format),
-            notes=picture.notes,
+            notes=(*picture.notes, *_misnamed(entry.path, picture.format)),
         )
         self.ledger.finish(outcome)
         return outcome
@@ -232,3 +232,10 @@ def _psnr(before: np.ndarray, after: np.ndarray) -> float | None:
     if before.shape != after.shape or np.array_equal(before, after):
         return None
     return round(psnr(before, after), 2)
+
+
+def _misnamed(path: str, image_format: str) -> tuple[str, ...]:
+    """A note where a name promises another format than the content has."""
+    promised = [name for name, suffixes in SUFFIXES.items() if path.lower().endswith(suffixes)]
+    actual = "JPEG" if image_format == "MPO" else image_format
+    return (f"the content is {actual}",) if promised and actual not in promised else ()

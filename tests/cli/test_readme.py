@@ -1,0 +1,132 @@
+"""What the README and the examples say is run, line by line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DATA = Path(os.environ.get("ZIPCLI_DATA", ROOT.parent / "shared" / "data"))
+needs_data = pytest.mark.skipif(
+    not (DATA / "cifar10-test.zip").is_file(), reason=f"no real images in {DATA}; set ZIPCLI_DATA"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+USES = [
+    line for block in blocks("sh") for line in block.splitlines() if line.startswith(("zipcli ", "find "))
+]
+
+
+def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def looks(file: Path) -> tuple[tuple[int, int], str]:
+    with PIL.Image.open(file) as image:
+        image.load()
+        return image.size, image.mode
+
+
+def pixels(file: Path) -> np.ndarray:
+    with PIL.Image.open(file) as image:
+        return np.asarray(image).astype(int)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("photos/a.png", "photos/sub/b.png", "photo.png"):
+        PIL.Image.fromarray(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(USES) >= 8
+    assert README.count("<!-- command: try -->") == README.count("<!-- command: test -->") == 1
+
+
+@pytest.mark.parametrize("line", USES)
+def test_every_command_of_the_readme_works(line: str, photos: Path) -> None:
+    done = run(["sh", "-c", line.split("  #")[0]], photos)
+    assert done.returncode == 0, done.stderr
+    if "--dry-run" in line:
+        assert not (photos / "clean").exists()
+    elif "clean.png" in line:
+        assert looks(photos / "clean.png") == ((8, 9), "RGB")
+    else:
+        assert {p.relative_to(photos / "clean").as_posix() for p in (photos / "clean").rglob("*.png")} == {
+            "a.png",
+            "sub/b.png",
+        }
+
+
+def test_the_python_lines_of_the_readme_work(photos: Path) -> None:
+    (block,) = blocks("python")
+    done = run([sys.executable, "-c", block + "\nprint(clean.size, clean.mode)"], photos)
+    assert done.stdout == "(8, 9) RGB\n", done.stderr
+
+
+def test_the_python_example_works(photos: Path) -> None:
+    done = run([sys.executable, str(ROOT / "examples/three_lines.py"), "photo.png", "out.png"], photos)
+    assert done.returncode == 0, done.stderr
+    assert looks(photos / "out.png") == ((8, 9), "RGB")
+
+
+def test_the_shell_pipeline_tells_success_from_failure(photos: Path) -> None:
+    script = str(ROOT / "examples/pipeline.sh")
+    done = run([script, "photos", "clean"], photos)
+    assert (done.returncode, done.stdout) == (0, "2 purified now, 0 before, 0 failed\n"), done.stderr
+    (photos / "photos" / "bad.png").write_bytes(b"no image")
+    again = run([script, "photos", "clean"], photos)
+    assert again.returncode == 3
+    assert "not purified: bad.png unidentified" in again.stdout
+    assert "0 purified now, 2 before, 1 failed" in again.stdout
+
+
+def test_the_example_pictures_are_the_ones_we_draw(tmp_path: Path) -> None:
+    done = run([sys.executable, str(ROOT / "examples/draw_pictures.py"), str(tmp_path)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.png"))
+    assert ours == sorted(
+        p.relative_to(ROOT / "examples/pictures") for p in ROOT.glob("examples/pictures/**/*.png")
+    )
+    for name in ours:
+        drawn = pixels(tmp_path / name)
+        committed = pixels(ROOT / "examples/pictures" / name)
+        # Another version of a library may round an edge differently.
+        assert np.abs(drawn - committed).mean() < 0.5
+
+
+@needs_data
+def test_the_prior_earns_its_keep_on_real_images(tmp_path: Path) -> None:
+    script = str(ROOT / "examples/measure_prior.py")
+    done = run([sys.executable, script, "--images", "48", "--photos", "0", "--json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {tuple(r["transforms"]): r for r in map(json.loads, done.stdout.splitlines())}
+    assert rows[("blur:2",)]["gain"] > 0.3
+    assert rows[("blur:2", "gray")]["gain"] > 1
+
+
+@needs_data
+def test_the_training_recipe_runs_and_its_model_loads(tmp_path: Path) -> None:
+    script = str(ROOT / "examples/train_builtin.py")
+    command = [sys.executable, script, "state", "mine.safetensors", "--steps", "2", "--limit", "12"]
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    PIL.Image.effect_noise((8, 8), 50).save(tmp_path / "a.png")
+    used = run(["sh", "-c", "zipcli purify - - -m mine.safetensors < a.png > b.png"], tmp_path)
+    assert used.returncode == 0, used.stderr
+    assert looks(tmp_path / "b.png") == ((8, 8), "L")
