@@ -176,6 +176,20 @@ def test_another_networks_weights_are_refused(tmp_path: Path, file: Path) -> Non
         load_prior(tmp_path / "m.safetensors", None, CPU)
 
 
+@pytest.mark.parametrize(
+    "absurd", [{"blocks": [1, 10**9]}, {"widths": [8, 10**9]}, {"widths": []}, {"code": "import os"}]
+)
+def test_an_absurd_network_is_refused_before_it_is_built(
+    tmp_path: Path, file: Path, absurd: dict[str, object]
+) -> None:
+    description = read_model(file, None).description
+    description["network"] |= absurd
+    tensors = read_model(file, None).tensors
+    save_file(tensors, tmp_path / "m.safetensors", metadata={"zipcli": json.dumps(description)})
+    with pytest.raises(ModelError, match="does not describe"):
+        load_prior(tmp_path / "m.safetensors", None, CPU)
+
+
 def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(ModelError, match="Did you mean 'builtin'"):
         find_model("bultin")

@@ -346,6 +346,7 @@ def _purify_folder(
 
     ledger = Ledger(out)
     _refuse_foreign(plan, ledger)
+    stop.check()
 
     from zipcli.detectors import DETECTORS
     from zipcli.pipeline.folder import FolderRun
@@ -359,6 +360,7 @@ def _purify_folder(
         say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {out} are ignored")
     if dry_run:
         return _show_plan(plan, ledger, as_json=as_json)
+    stop.check()
     purifier.stop_with(stop.check)
     if as_json:
         emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)

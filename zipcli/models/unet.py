@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipcli.config import check
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -29,6 +31,15 @@ class UNetConfig:
     widths: tuple[int, ...] = (48, 96, 128)
     blocks: tuple[int, ...] = (1, 1, 3)
     embedding: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no honest file has, before a network is built from them."""
+        levels = len(self.widths)
+        check(1 <= levels <= 8 and len(self.blocks) == levels, "network: 1 to 8 levels, each with blocks")
+        check(all(1 <= w <= 2048 for w in self.widths), "network: widths from 1 to 2048")
+        check(all(1 <= b <= 16 for b in self.blocks), "network: 1 to 16 blocks in a level")
+        check(self.embedding in range(4, 4097, 2), "network: an even embedding from 4 to 4096")
+        check(self.channels in (1, 3), "network: 1 or 3 channels")
 
     @property
     def multiple(self) -> int:
