@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import FakeEps
+from fakes import FakeEps
 from golden import transcription as paper
 from torch import Tensor
 

@@ -22,6 +22,9 @@ from zipcli.pipeline.purifier import Purifier
 from zipcli.protocols import Detector, EpsModel
 
 
+LEDGER = ".zipcli/ledger-00001-of-00001.jsonl"
+
+
 class Calm:
     """A prior that always predicts the same noise; NaN for the images it is told to break."""
 
@@ -81,6 +84,13 @@ def test_every_file_found_ends_in_exactly_one_state(tmp_path: Path) -> None:
     assert summary.counts == {"done": 5, "failed": 1, "skipped": 1}
     assert summary.exit_code == 3
     assert outcomes["bad.png"].reason is Reason.UNIDENTIFIED
+    lines = [json.loads(line) for line in (tmp_path / "out" / LEDGER).read_text().splitlines()]
+    last = {line["path"]: line for line in lines}
+    assert {path: line["state"] for path, line in last.items()} == {p: o.state for p, o in outcomes.items()}
+    assert last["bad.png"]["reason"] == "unidentified"
+    for line in last.values():
+        assert {"fingerprint", "time", "version"} <= set(line)
+        assert len(line.get("in_sha256", "")) == (0 if line["path"] == "link.png" else 64)
     written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").glob("[!.]*/*"))
     assert written == ["0/0.png", "0/2.png", "0/4.png", "1/1.png", "1/3.png"]
     again, _ = run(tmp_path / "in", tmp_path / "out")
@@ -149,7 +159,7 @@ def test_what_the_detector_clears_passes_unchanged_and_is_never_called_done(tmp_
     assert np.array_equal(*dark)
     bright = [np.asarray(PIL.Image.open(tmp_path / side / "bright.png")) for side in ("in", "out")]
     assert not np.array_equal(*bright)
-    lines = (tmp_path / "out" / ".zipcli" / "ledger-00001-of-00001.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / LEDGER).read_text().splitlines()
     states = {json.loads(line)["path"]: json.loads(line)["state"] for line in lines}
     assert states == {"dark.png": "passed", "bright.png": "done"}
 

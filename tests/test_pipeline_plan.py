@@ -123,15 +123,17 @@ def test_a_missing_input_or_a_file_in_the_way_is_refused(tmp_path: Path) -> None
 
 
 def test_listed_files_are_taken_relative_to_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "photos/a/x.jpg", "photos/y.jpg", "photos/-z.png")
+    touch(tmp_path, "photos/a/x.jpg", "photos/y.jpg", "photos/-z.png", "photos/out/x.png")
     monkeypatch.chdir(tmp_path)
     base = Path("photos")
     absolute = str(tmp_path / "photos" / "y.jpg")
     listed = ["photos/a/x.jpg", absolute, "y.jpg", "-z.png", "photos/a/../y.jpg"]
-    assert relative_paths(listed, base) == ("a/x.jpg", "y.jpg", "-z.png")
+    assert relative_paths(listed, base, Path("out")) == ("a/x.jpg", "y.jpg", "-z.png")
     for outside in ("../x.jpg", "/etc/passwd", "photos/../../x.jpg"):
         with pytest.raises(ConfigError, match="--base"):
-            relative_paths([outside], base)
+            relative_paths([outside], base, Path("out"))
+    with pytest.raises(ConfigError, match="output folder"):
+        relative_paths(["photos/out/x.png"], base, Path("photos/out"))
 
 
 def test_a_listed_file_needs_no_known_extension_and_a_missing_one_fails(tmp_path: Path) -> None:

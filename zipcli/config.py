@@ -170,9 +170,9 @@ class PurifyConfig(MethodConfig):
 
     def pixel_settings(self) -> dict[str, Any]:
         """What can change a pixel: the settings the method reads, less where and how many."""
-        used = METHOD_SETTINGS[self.method] - {"device", "batch_size"}
+        # A variant is a name for the values beside it; the digest of a model says more than its path.
+        used = METHOD_SETTINGS[self.method] - {"device", "batch_size", "variant", "model"}
         settings = {name: value for name, value in asdict(self).items() if name in used}
-        settings.pop("variant", None)  # a name for the values beside it
         if settings.get("grid") == "full":
             settings["steps"] = 1000  # whatever was said, all of them are visited
         if math.isinf(self.lambda_) and "lambda_" in settings:

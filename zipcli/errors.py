@@ -43,6 +43,17 @@ class Reason(StrEnum):
     NAME_UNSUPPORTED = "name_unsupported"
 
 
+def shown(text: str) -> str:
+    """Make hostile text, such as a file name, harmless within a message.
+
+    Control characters, line breaks and bytes that are no text become escapes: a name must neither
+    recolour a terminal nor forge a line of a log, and a message must be valid Unicode.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
 class ZipcliError(Exception):
     """Base of every error that a user can do something about."""
 

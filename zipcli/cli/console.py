@@ -1,6 +1,7 @@
 """Talk on stderr: a live bar on a terminal, plain lines elsewhere. Data on stdout never comes from here."""
 
 import json
+import os
 import sys
 import time
 from contextlib import AbstractContextManager, suppress
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 
+from zipcli.errors import shown
 from zipcli.pipeline.outcome import Outcome, Summary
 
 PLAIN_SECONDS = 30
@@ -17,14 +19,29 @@ FAILURES_SHOWN = 20
 
 
 def printable(text: str) -> str:
-    """Make hostile text harmless: control characters and broken bytes are shown as escapes.
+    """Make every line of a text harmless; names inside it are escaped where the text is made."""
+    return "\n".join(shown(line) for line in text.split("\n"))
 
-    A file name can hold escape codes that recolour or rewrite a terminal.
+
+closed_streams: set[str] = set()
+"""Which of stdin, stdout and stderr were closed when the program began."""
+
+
+def replace_closed_streams() -> None:
+    """Make sure that descriptors 0, 1 and 2 are taken, and that print has somewhere to go.
+
+    Otherwise the next file we open, such as an output image, would become the standard error of
+    every library that writes there.
     """
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in text
-    )
+    closed_streams.clear()
+    closed_streams.update(name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None)
+    if not closed_streams:
+        return
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in closed_streams - {"stdin"}:
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123  # open until the end
 
 
 def say(text: str) -> None:
@@ -123,12 +140,13 @@ class Progress(AbstractContextManager["Progress"]):
 def describe(outcome: Outcome) -> str:
     """One line about one image."""
     if outcome.state in ("failed", "skipped") and outcome.reason:
-        text = outcome.message or ""
-        text = text if text.startswith(outcome.path) else f"{outcome.path}: {text}"
+        path, text = shown(outcome.path), outcome.message or ""
+        text = text if text.startswith(path) else f"{path}: {text}"
         return f"{outcome.state} ({outcome.reason}) {text}"
     notes = f" ({'; '.join(outcome.notes)})" if outcome.notes else ""
     took = f" in {outcome.ms} ms" if outcome.ms is not None else ""
-    return f"{'already done' if outcome.state == 'skipped' else outcome.state} {outcome.path}{took}{notes}"
+    state = "already done" if outcome.state == "skipped" else outcome.state
+    return f"{state} {shown(outcome.path)}{took}{notes}"
 
 
 def clock(seconds: float) -> str:

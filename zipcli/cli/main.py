@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from zipcli import __version__
-from zipcli.cli.console import printable
+from zipcli.cli.console import printable, replace_closed_streams
 from zipcli.errors import ExitCode, ZipcliError
 from zipcli.registry import unknown_name
 
@@ -35,15 +35,26 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
-    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
-        """Run, and exit with one of `ExitCode`."""
+    def main(
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any
+    ) -> Any:
+        """Run, and exit with one of `ExitCode`.
+
+        Click's own version turns a closed pipe and Ctrl-C into exit code 1 before we can see them.
+        """
+        replace_closed_streams()
         words = list(sys.argv[1:] if args is None else args)
-        extra["standalone_mode"] = False
+        name = prog_name or "zipcli"
+        self._main_shell_completion(extra, name)
+        as_json = "--json" in words
         try:
-            code = super().main(words, *more, **extra)
+            code = self._run(name, words, extra)
             sys.stdout.flush()
         except click.ClickException as e:
-            e.show(sys.stderr)
+            if as_json:
+                _say_error(e.format_message(), ExitCode.USAGE, as_json=True)
+            else:
+                e.show(sys.stderr)
             code = ExitCode.USAGE
         except (click.Abort, KeyboardInterrupt):
             code = ExitCode.INTERRUPTED
@@ -52,15 +63,22 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = ExitCode.PIPE_CLOSED
         except ZipcliError as e:
-            _say_error(str(e), e.exit_code, as_json="--json" in words)
+            _say_error(str(e), e.exit_code, as_json=as_json)
             code = e.exit_code
         except Exception as e:  # the last line of defence: a bug, shown in full
-            if "--json" in words:
+            if as_json:
                 _say_error(f"{type(e).__name__}: {e}", ExitCode.BUG, as_json=True)
             traceback.print_exc()
-            print("This is a bug in zipcli; please report it with the lines above.", file=sys.stderr)  # noqa: T201  # no console here
+            click.echo("This is a bug in zipcli; please report it with the lines above.", err=True)
             code = ExitCode.BUG
         sys.exit(int(code or 0))
+
+    def _run(self, name: str, words: list[str], extra: dict[str, Any]) -> int:
+        try:
+            with self.make_context(name, words, **extra) as ctx:
+                return int(self.invoke(ctx) or 0)
+        except click.exceptions.Exit as e:
+            return e.exit_code
 
 
 def _say_error(message: str, code: ExitCode, *, as_json: bool) -> None:
@@ -80,5 +98,6 @@ def cli() -> None:
     """Clean image folders of backdoor triggers with zero-shot diffusion purification.
 
     Exit codes: 0 all done, 1 bug, 2 usage, 3 some images failed, 4 model, 5 output not writable,
-    6 another run owns the output, 130 and 143 stopped by a signal.
+    6 another run owns the output, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM, 141
+    nobody reads the output.
     """

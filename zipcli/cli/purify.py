@@ -1,5 +1,7 @@
 """zipcli purify."""
 
+import os
+import shlex
 import shutil
 import sys
 from dataclasses import fields
@@ -8,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from zipcli.cli.console import Progress, emit, printable, say
+from zipcli.cli.console import Progress, closed_streams, emit, printable, say
 from zipcli.cli.options import Name, given
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
@@ -23,7 +25,7 @@ from zipcli.config import (
     PurifyConfig,
     purify_config,
 )
-from zipcli.errors import ConfigError, ExitCode, StoppedError
+from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
 
 if TYPE_CHECKING:
     from zipcli.pipeline.ledger import Ledger
@@ -255,11 +257,15 @@ def purify(
     folder_config = _folder_config(given(ctx, FOLDER_OPTIONS))
     stop = StopSignals()
     if [str(folder) for folder in folders] == ["-", "-"]:
-        if files_from or dry_run or as_json:
-            raise click.UsageError("one picture through a pipe: no --files-from, --dry-run or --json")
-        return _purify_pipe(config, folder_config, stop)
+        unused = ("files_from", "dry_run", "as_json", "include", "exclude", "overwrite", "jobs", "detector")
+        for name in given(ctx, unused):
+            option = name.removeprefix("as_").replace("_", "-")
+            raise click.UsageError(f"--{option}: one picture through a pipe does not use it; leave it out")
+        return _purify_pipe(config, folder_config, stop, verbose=verbose)
     source, out = _folders(folders, files_from, base)
-    plan = _plan(source, out, folder_config, files_from, null=null)
+    if as_json and "stdout" in closed_streams:
+        raise click.UsageError("--json: standard output is closed")
+    plan = _plan(source, out, folder_config, files_from, stop, null=null)
     total = _check_plan(plan)
     verbosity = -1 if quiet else verbose
     return _purify_folder(config, plan, out, total, stop, verbosity, as_json=as_json, dry_run=dry_run)
@@ -286,25 +292,32 @@ def _folders(folders: tuple[Path, ...], files_from: Path | None, base: Path | No
     return folders[0], folders[1]
 
 
-def _plan(source: Path, out: Path, config: FolderConfig, files_from: Path | None, *, null: bool) -> "Plan":
+def _plan(
+    source: Path, out: Path, config: FolderConfig, files_from: Path | None, stop: StopSignals, *, null: bool
+) -> "Plan":
     from zipcli.pipeline.plan import Plan, check_folders, relative_paths
 
-    check_folders(source, out)
+    check_folders(source, out, listed=files_from is not None)
     if files_from is None:
         return Plan(base=source, config=config)
-    return Plan(base=source, config=config, listed=relative_paths(_read_list(files_from, null=null), source))
+    names = _read_list(files_from, stop, null=null)
+    return Plan(base=source, config=config, listed=relative_paths(names, source, out))
 
 
-def _read_list(file: Path, *, null: bool) -> list[str]:
+def _read_list(file: Path, stop: StopSignals, *, null: bool) -> list[str]:
     """Names from a file or standard input, as the file system spells them."""
-    import os
-
     try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        data = stop.read(_stdin()) if str(file) == "-" else file.read_bytes()
     except OSError as e:
         raise ConfigError(f"{file}: cannot read the list of files: {e.strerror}") from e
-    names = data.split(b"\0") if null else data.splitlines()
+    names = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]
     return [os.fsdecode(name) for name in names if name]
+
+
+def _stdin() -> IO[bytes]:
+    if "stdin" in closed_streams:
+        raise click.UsageError("standard input is closed; there is nothing to read")
+    return sys.stdin.buffer
 
 
 def _check_plan(plan: "Plan") -> int:
@@ -322,11 +335,13 @@ def _check_plan(plan: "Plan") -> int:
     shared = collisions(plan.entries())
     if shared:
         lines = [
-            f"  {first} and {second} would both become {target}" for first, second, target in shared[:20]
+            f"  {shown(a)} and {shown(b)} would both become {shown(target)}" for a, b, target in shared[:20]
         ]
         more = [f"  ... and {len(shared) - 20} more"] if len(shared) > 20 else []
         raise ConfigError(
-            "\n".join(["some images would share an output; rename one, or use --format same", *lines, *more])
+            "\n".join(
+                ["some images would get in each other's way; rename one, or use --format same", *lines, *more]
+            )
         )
     return total
 
@@ -359,7 +374,7 @@ def _purify_folder(
     if ledger.damaged_lines:
         say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {out} are ignored")
     if dry_run:
-        return _show_plan(plan, ledger, as_json=as_json)
+        return _show_plan(plan, ledger, stop, as_json=as_json)
     stop.check()
     purifier.stop_with(stop.check)
     if as_json:
@@ -374,7 +389,7 @@ def _purify_folder(
             summary = FolderRun(plan, purifier, detector, ledger).run(report)
         except StoppedError as e:
             _finish(progress, out, e.exit_code, as_json=as_json)
-            say(f"stopped; to go on, run the same command again: zipcli {' '.join(sys.argv[1:])}")
+            say(f"stopped; to go on, run the same command again: {shlex.join(['zipcli', *sys.argv[1:]])}")
             return e.exit_code
     _finish(progress, out, summary.exit_code, as_json=as_json)
     return summary.exit_code
@@ -390,7 +405,7 @@ def _finish(progress: Progress, out: Path, code: ExitCode, *, as_json: bool) -> 
 def _refuse_foreign(plan: "Plan", ledger: "Ledger") -> None:
     """Refuse before any work when outputs exist that we did not write."""
     from zipcli.pipeline.ledger import Decision
-    from zipcli.pipeline.plan import Entry
+    from zipcli.pipeline.plan import Entry, files_in_the_way
 
     foreign = [
         entry.target
@@ -398,21 +413,26 @@ def _refuse_foreign(plan: "Plan", ledger: "Ledger") -> None:
         if isinstance(entry, Entry)
         and ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite) is Decision.REFUSE
     ]
+    blocking = files_in_the_way(plan.entries(), ledger.out)
+    if blocking:
+        names = "\n".join(f"  {shown(name)}" for name in blocking[:20])
+        raise ConfigError(f"{ledger.out}: files are in the way where folders are needed; move them\n{names}")
     if foreign:
-        names = "\n".join(f"  {name}" for name in foreign[:20])
+        names = "\n".join(f"  {shown(name)}" for name in foreign[:20])
         raise ConfigError(
             f"{ledger.out}: {len(foreign)} files are in the way and were not written by zipcli; move them, "
             f"choose another output folder, or use --overwrite\n{names}"
         )
 
 
-def _show_plan(plan: "Plan", ledger: "Ledger", *, as_json: bool) -> int:
+def _show_plan(plan: "Plan", ledger: "Ledger", stop: StopSignals, *, as_json: bool) -> int:
     """Say what a run would do; digests are not computed, so changed inputs are not seen."""
     from zipcli.pipeline.ledger import Decision
     from zipcli.pipeline.plan import Entry
 
     found = todo = size = 0
     for entry in plan.entries():
+        stop.check()
         found += 1
         if isinstance(entry, Entry):
             decision = ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite)
@@ -432,8 +452,12 @@ def _show_plan(plan: "Plan", ledger: "Ledger", *, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def _purify_pipe(config: PurifyConfig, folder_config: FolderConfig, stop: StopSignals) -> int:
+def _purify_pipe(
+    config: PurifyConfig, folder_config: FolderConfig, stop: StopSignals, *, verbose: int
+) -> int:
     """One picture from standard input to standard output."""
+    if "stdout" in closed_streams:
+        raise click.UsageError("standard output is closed; the picture has nowhere to go")
     stdout: IO[bytes] = sys.stdout.buffer
     if sys.stdout.isatty():
         raise click.UsageError("the picture would fill your terminal; redirect it: zipcli purify - - > OUT")
@@ -443,7 +467,7 @@ def _purify_pipe(config: PurifyConfig, folder_config: FolderConfig, stop: StopSi
     from zipcli.images.write import encode, output_format
     from zipcli.pipeline.purifier import Purifier
 
-    data = sys.stdin.buffer.read()
+    data = stop.read(_stdin())
     try:
         picture = decode(data, "standard input")
         purifier = Purifier.from_config(config)
@@ -458,4 +482,6 @@ def _purify_pipe(config: PurifyConfig, folder_config: FolderConfig, stop: StopSi
     stop.check()
     stdout.write(encoded)
     stdout.flush()
+    if verbose:
+        say("; ".join(["done standard input", *picture.notes]))
     return ExitCode.DONE

@@ -1,5 +1,8 @@
 """Which timesteps a chain visits, and in which order."""
 
+import math
+
+from zipcli.config import MethodConfig
 from zipcli.errors import ConfigError
 
 CLEAN = -1
@@ -7,6 +10,28 @@ CLEAN = -1
 
 HIGHEST_START = 1e-3
 """A chain starts from pure noise, so its first alpha_bar must be about 0."""
+
+
+def chain(config: MethodConfig, alpha_bars: list[float]) -> list[int]:
+    """List the timesteps of a run in the order they are visited, ending with CLEAN.
+
+    Args:
+        config: Grid, steps and time travel.
+        alpha_bars: alpha_bar of every timestep of the model.
+
+    Raises:
+        ConfigError: The grid has too many steps, or does not start at pure noise.
+    """
+    visited = timesteps(config.grid, config.steps, len(alpha_bars))
+    if alpha_bars[visited[0]] > HIGHEST_START:
+        raise ConfigError(
+            f"steps: with grid {config.grid} and {config.steps} steps the chain starts at timestep "
+            f"{visited[0]}, where {math.sqrt(alpha_bars[visited[0]]):.1%} of the image should still be "
+            "there; use --grid paper, or another number of steps"
+        )
+    rising = [*reversed(visited)]
+    walk = time_travel(len(visited), config.travel_length, config.travel_repeat)
+    return [CLEAN if position == CLEAN else rising[position] for position in walk]
 
 
 def timesteps(grid: str, steps: int, total: int) -> list[int]:

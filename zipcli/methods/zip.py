@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from zipcli.config import MethodConfig
-from zipcli.errors import ConfigError, NonFiniteError
-from zipcli.methods.grids import CLEAN, HIGHEST_START, time_travel, timesteps
+from zipcli.errors import NonFiniteError
+from zipcli.methods.grids import CLEAN, chain
 from zipcli.methods.steps import ddim_sigma, predict_x0
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import alpha_bars
@@ -48,13 +48,13 @@ def purify(
     """
     assert eps_model is not None
     table = alpha_bars(eps_model.schedule).tolist()
-    chain = _chain(config, table)
+    visited = chain(config, table)
     targets = [A.forward(x) for A in operators]
     size = (x.shape[-2], x.shape[-1])
     x_t = noise(x)
     x_0 = x
     first_bad = torch.full((len(x),), -1, device=x.device)
-    for step, (i, j) in enumerate(pairwise(chain)):
+    for step, (i, j) in enumerate(pairwise(visited)):
         alpha_bar, alpha_bar_prev = table[i], 1.0 if j == CLEAN else table[j]
         if j > i:  # time travel: forget, from the last estimate before its correction
             x_t = math.sqrt(alpha_bar_prev) * x_0 + math.sqrt(1 - alpha_bar_prev) * noise(x_t)
@@ -74,7 +74,7 @@ def purify(
         )
         bad = (first_bad < 0) & ~x_t.isfinite().flatten(1).all(dim=1)
         first_bad = torch.where(bad, step, first_bad)  # stays on the device until the end
-    _refuse_nonfinite(first_bad, chain)
+    _refuse_nonfinite(first_bad, visited)
     return x_t
 
 
@@ -111,23 +111,9 @@ def confidence(alpha_bar: float, lambda_: float) -> float:
     return 1.0 - math.pow(alpha_bar, lambda_)
 
 
-def _chain(config: MethodConfig, table: list[float]) -> list[int]:
-    """Timesteps of the run with jumps, ending with CLEAN."""
-    visited = timesteps(config.grid, config.steps, len(table))
-    if table[visited[0]] > HIGHEST_START:
-        raise ConfigError(
-            f"steps: with grid {config.grid} and {config.steps} steps the chain starts at timestep "
-            f"{visited[0]}, where {math.sqrt(table[visited[0]]):.1%} of the image should still be there; "
-            "use --grid paper, or more steps"
-        )
-    rising = [*reversed(visited)]
-    walk = time_travel(len(visited), config.travel_length, config.travel_repeat)
-    return [CLEAN if position == CLEAN else rising[position] for position in walk]
-
-
-def _refuse_nonfinite(first_bad: Tensor, chain: list[int]) -> None:
+def _refuse_nonfinite(first_bad: Tensor, visited: list[int]) -> None:
     steps = first_bad.tolist()
     images = tuple(n for n, step in enumerate(steps) if step >= 0)
     if images:
         step = int(min(steps[n] for n in images))
-        raise NonFiniteError(step, chain[step], images)
+        raise NonFiniteError(step, visited[step], images)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from zipcli.config import NoiseSchedule
-from zipcli.errors import ConfigError, ModelError
+from zipcli.config import NoiseSchedule, check
+from zipcli.errors import ModelError
 from zipcli.models.denoiser import Denoiser
 from zipcli.models.prior import Prior
 from zipcli.models.unet import UNet, UNetConfig
@@ -59,10 +59,11 @@ def load_prior(path: Path, sha256: str | None, device: torch.device) -> tuple[Pr
         config = UNetConfig(**_tuples(file.description["network"]))
         schedule = NoiseSchedule(**file.description["schedule"])
         sigma_data = float(file.description["sigma_data"])
+        check(0 < sigma_data < math.inf, f"sigma_data: {sigma_data} is not a positive number")
         with torch.device("meta"):
             denoiser = Denoiser(UNet(config), sigma_data)
         denoiser.net.load_state_dict(file.tensors, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise ModelError(f"{path}: does not describe a network that we can build: {e}") from e
     denoiser.eval().requires_grad_(False)
     denoiser.to(device)

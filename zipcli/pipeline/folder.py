@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from zipcli.config import FolderConfig
-from zipcli.errors import InputError, NonFiniteError, Reason
+from zipcli.errors import InputError, NonFiniteError, Reason, shown
 from zipcli.images.load import Picture, declared_size, decode, read_file
 from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr, publish
 from zipcli.pipeline.ledger import Decision, Ledger
@@ -89,35 +89,44 @@ class FolderRun:
         this one. Every queue is bounded by the memory that it stands for. An image that fails
         becomes an `Outcome` on the spot, and the later stages let it through.
         """
-        entries = self.plan.entries()
-        loaded = map_through(pool, self.load, entries, cost=lambda e: e.size, budget=READ_BYTES)
+        loaded = map_through(pool, self.load, self.find(), cost=lambda e: e.size, budget=READ_BYTES)
         decoded = map_through(pool, self.decode, loaded, cost=lambda d: d.pixels, budget=DECODED_PIXELS)
         screened = self.screen(decoded)
         purified = self.purify(screened)
         return map_through(pool, self.write, purified, cost=lambda i: i.pixels, budget=DECODED_PIXELS)
 
+    def find(self) -> Iterator[Entry | Outcome]:
+        """Yield the files of the plan, recording those that cannot be taken."""
+        for entry in self.plan.entries():
+            if isinstance(entry, Outcome):
+                self.ledger.finish(entry)
+            yield entry
+
     def load(self, entry: Entry) -> Loaded | Outcome:
         """Read one file, unless the ledger says that it is done."""
         began = time.monotonic()
+        sha256 = None
         try:
-            data = read_file(entry.source)
+            data = read_file(entry.source, name=shown(entry.path))
             sha256 = hashlib.sha256(data).hexdigest()
             decision = self.ledger.decide(entry.path, entry.target, sha256, overwrite=self.config.overwrite)
             if decision is Decision.SKIP:
                 return Outcome(path=entry.path, state="skipped", in_sha256=sha256, out_path=entry.target)
             if decision is Decision.REFUSE:
-                raise InputError(Reason.FOREIGN_OUTPUT, f"{entry.target}: appeared in the output folder")
-            width, height = declared_size(data, entry.path)
+                raise InputError(
+                    Reason.FOREIGN_OUTPUT, f"{shown(entry.target)}: appeared in the output folder"
+                )
+            width, height = declared_size(data, shown(entry.path))
         except InputError as e:
-            return self.failed(entry, e)
+            return self.failed(entry, e, sha256)
         return Loaded(entry=entry, data=data, sha256=sha256, pixels=width * height, began=began)
 
     def decode(self, loaded: Loaded) -> Item | Outcome:
         """Decode one file from the bytes that were hashed."""
         try:
-            picture = decode(loaded.data, loaded.entry.path)
+            picture = decode(loaded.data, shown(loaded.entry.path))
         except InputError as e:
-            return self.failed(loaded.entry, e)
+            return self.failed(loaded.entry, e, loaded.sha256)
         return Item(entry=loaded.entry, sha256=loaded.sha256, picture=picture, began=loaded.began)
 
     def screen(self, items: Iterable[Item | Outcome]) -> Iterator[Item | Outcome]:
@@ -164,12 +173,12 @@ class FolderRun:
         except NonFiniteError as e:
             lost = set(e.images)
             error = InputError(Reason.NONFINITE, f"the model gave no finite image: {e}")
-            yield from (self.failed(batch[n].entry, error) for n in sorted(lost))
+            yield from (self.failed(batch[n].entry, error, batch[n].sha256) for n in sorted(lost))
             rest = [item for n, item in enumerate(batch) if n not in lost]
             if rest:
                 yield from self.purify_batch(rest)
         except InputError as e:
-            yield from (self.failed(item.entry, e) for item in batch)
+            yield from (self.failed(item.entry, e, item.sha256) for item in batch)
         except torch.OutOfMemoryError as e:
             if len(batch) == 1:
                 error = InputError(
@@ -191,11 +200,13 @@ class FolderRun:
         out_format = output_format(self.config.format, picture.format)
         metadata = picture.metadata if self.config.metadata == "safe" else None
         try:
-            data = encode(clean, out_format, quality=self.config.quality, metadata=metadata)
+            data = encode(
+                clean, out_format, quality=self.config.quality, metadata=metadata, name=shown(entry.path)
+            )
             replace = self.config.overwrite or self.ledger.owns(entry.path, entry.target)
             publish(data, self.ledger.out, entry.target, self.ledger.scratch, replace=replace)
         except InputError as e:
-            return self.failed(entry, e)
+            return self.failed(entry, e, item.sha256)
         outcome = Outcome(
             path=entry.path,
             state="passed" if passed else "done",
@@ -215,9 +226,11 @@ class FolderRun:
         self.ledger.finish(outcome)
         return outcome
 
-    def failed(self, entry: Entry, error: InputError) -> Outcome:
+    def failed(self, entry: Entry, error: InputError, sha256: str | None) -> Outcome:
         """Record that an image failed; it has no output."""
-        outcome = Outcome(path=entry.path, state="failed", reason=error.reason, message=str(error))
+        outcome = Outcome(
+            path=entry.path, state="failed", reason=error.reason, message=str(error), in_sha256=sha256
+        )
         self.ledger.finish(outcome)
         return outcome
 

@@ -10,6 +10,7 @@ output without a line is never ours, and one with `started` alone is ours from a
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,7 +24,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from zipcli.errors import ConfigError, LockedError, OutputError
+from zipcli.errors import ConfigError, LockedError, OutputError, shown
 from zipcli.pipeline.outcome import Outcome, json_path, path_from_json
 
 STATE_FOLDER = ".zipcli"
@@ -88,6 +89,8 @@ class Ledger:
             run = json.loads(path.read_text())
             known, their_format = run["settings"], run["format"]
         except (OSError, ValueError, KeyError, TypeError) as e:
+            if overwrite:
+                return
             raise ConfigError(
                 f"{path}: damaged ({e}); purify into an empty folder, or use --overwrite"
             ) from e
@@ -144,12 +147,14 @@ class Ledger:
         except OSError as e:
             raise OutputError(f"{self.out}: cannot write there: {e.strerror}") from e
         try:
-            self._take(lock)
-            for part in self.scratch.glob("*.part"):
-                part.unlink(missing_ok=True)
-            self._write_run()
-            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            self._end_torn_line()
+            with self._reporting():
+                self._take(lock)
+                for part in self.scratch.glob("*.part"):
+                    part.unlink(missing_ok=True)
+                self._write_run()
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._descriptor = os.open(self._file, flags, 0o666)
+                self._end_torn_line()
             yield self
             self.sync()
         finally:
@@ -184,7 +189,7 @@ class Ledger:
         with self._write_lock, self._reporting():
             written = os.write(self._descriptor, data)
             if written != len(data):  # a full disk: end the torn line where the reader can see it
-                raise OSError(28, os.strerror(28))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _take(self, lock: int) -> None:
         try:
@@ -204,13 +209,12 @@ class Ledger:
             "fingerprint": self.fingerprint,
             "settings": self.settings,
         }
-        with self._reporting():
-            temporary = self.scratch / f"run-{os.getpid()}.part"
-            with temporary.open("w") as f:
-                json.dump(run, f, indent=2, sort_keys=True)
-                f.flush()
-                os.fsync(f.fileno())
-            temporary.replace(self.folder / "run.json")
+        temporary = self.scratch / f"run-{os.getpid()}.part"
+        with temporary.open("w") as f:
+            json.dump(run, f, indent=2, sort_keys=True)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(self.folder / "run.json")
 
     def _end_torn_line(self) -> None:
         """A crash can leave half a line; what follows must begin on its own."""
@@ -265,7 +269,8 @@ def fingerprint(settings: dict[str, Any]) -> str:
 def _size(path: Path) -> int | None:
     """Size of a file, or None where there is none; a link counts as a file of no size."""
     try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_size
+        return path.lstat().st_size
+    except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return None
+        raise OutputError(f"{shown(str(path))}: cannot look there: {e.strerror}") from e

@@ -8,9 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from zipcli.config import FolderConfig
-from zipcli.errors import ConfigError, Reason
+from zipcli.errors import ConfigError, Reason, shown
 from zipcli.images.write import output_name
-from zipcli.pipeline.ledger import STATE_FOLDER
 from zipcli.pipeline.outcome import Outcome
 
 
@@ -74,7 +73,7 @@ class Plan:
     def _from_list(self, listed: Iterable[str]) -> Iterator[Entry | Outcome]:
         for path in listed:
             if self.selects(path, named=True):
-                yield self._entry(path)
+                yield self._entry(path, named=True)
 
     def selects(self, path: str, *, named: bool = False) -> bool:
         """Whether the patterns take a path; a file that the user named needs no known extension."""
@@ -82,20 +81,22 @@ class Plan:
         taken = (named and include == FolderConfig.include) or _matches(path, include)
         return taken and not _matches(path, self.config.exclude)
 
-    def _entry(self, path: str) -> Entry | Outcome:
+    def _entry(self, path: str, *, named: bool = False) -> Entry | Outcome:
+        """Look at one file; what the user named and cannot be taken has failed, not been skipped."""
         source = self.base / path
         try:
             status = source.stat()
             inside = not source.is_symlink() or source.resolve().is_relative_to(self.base.resolve())
         except OSError as e:
             if source.is_symlink():
-                return _lost(path, Reason.SYMLINK, "a link that leads nowhere")
+                return _lost(path, Reason.SYMLINK, "a link that leads nowhere", failed=named)
             reason = Reason.VANISHED if isinstance(e, FileNotFoundError) else Reason.UNREADABLE
             return _lost(path, reason, f"cannot read the file: {e.strerror}", failed=True)
         if not inside:
-            return _lost(path, Reason.SYMLINK, "a link that leaves the input folder is not followed")
+            message = "a link that leaves the input folder is not followed"
+            return _lost(path, Reason.SYMLINK, message, failed=named)
         if not stat.S_ISREG(status.st_mode):
-            return _lost(path, Reason.NOT_A_FILE, "not a regular file")
+            return _lost(path, Reason.NOT_A_FILE, "not a regular file", failed=named)
         # `same` keeps a name whose format we can write; that much the suffix tells.
         written = "GIF" if path.lower().endswith(".gif") else "PNG"
         target = output_name(path, self.config.format, written)
@@ -103,48 +104,68 @@ class Plan:
 
 
 def collisions(entries: Iterable[Entry | Outcome]) -> list[tuple[str, str, str]]:
-    """Find inputs that would share an output: (first input, second input, output)."""
+    """Find inputs that get in each other's way: (first input, second input, output).
+
+    Two inputs can share an output, or the output of one can be the folder that another needs.
+    """
     taken: dict[str, str] = {}
-    shared = []
+    found = []
     for entry in entries:
         if isinstance(entry, Entry):
             first = taken.setdefault(entry.target, entry.path)
             if first != entry.path:
-                shared.append((first, entry.path, entry.target))
-    return shared
+                found.append((first, entry.path, entry.target))
+    for target, path in taken.items():
+        for folder in _parents(target):
+            if folder in taken:
+                found.append((taken[folder], path, folder))
+    return found
 
 
-def check_folders(base: Path, out: Path) -> None:
+def files_in_the_way(entries: Iterable[Entry | Outcome], out: Path) -> list[str]:
+    """Find what lies in the output folder where a folder is needed."""
+    folders = {folder for e in entries if isinstance(e, Entry) for folder in _parents(e.target)}
+    return sorted(f for f in folders if os.path.lexists(out / f) and not (out / f).is_dir())
+
+
+def check_folders(base: Path, out: Path, *, listed: bool = False) -> None:
     """Refuse folders that cannot be read from and written to at once.
+
+    Args:
+        base: The input folder.
+        out: The output folder.
+        listed: The files are named one by one, so an output folder below the input is never walked.
 
     Raises:
         ConfigError: The input is missing or no folder, or one folder lies inside the other.
     """
     if not base.exists():
-        raise ConfigError(f"{base}: there is no such folder")
+        raise ConfigError(f"{shown(str(base))}: there is no such folder")
     if not base.is_dir():
-        raise ConfigError(f"{base}: not a folder; to purify one picture use: zipcli purify - - < IN > OUT")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: the output exists and is not a folder")
+        raise ConfigError(
+            f"{shown(str(base))}: not a folder; to purify one picture use: zipcli purify - - < IN > OUT"
+        )
+    if os.path.lexists(out) and not out.is_dir():
+        raise ConfigError(f"{shown(str(out))}: the output exists and is not a folder")
     inner, outer = out.resolve(), base.resolve()
-    for a, b, words in (
-        (inner, outer, "the output folder lies inside the input folder"),
-        (outer, inner, "the input folder lies inside the output folder"),
-    ):
-        same = any(_same_file(parent, b) for parent in (a, *a.parents))
-        if same:
-            raise ConfigError(f"{out}: {words} {base}; choose a folder outside it")
+    nestings = [(outer, inner, "the input folder lies inside the output folder")]
+    if not listed:
+        nestings.insert(0, (inner, outer, "the output folder lies inside the input folder"))
+    for a, b, words in nestings:
+        if any(_same_file(parent, b) for parent in (a, *a.parents)):
+            raise ConfigError(f"{shown(str(out))}: {words} {shown(str(base))}; choose a folder outside it")
 
 
-def relative_paths(listed: Iterable[str], base: Path) -> tuple[str, ...]:
+def relative_paths(listed: Iterable[str], base: Path, out: Path) -> tuple[str, ...]:
     """Make listed paths relative to the input folder.
 
     A path that is absolute, or is found from where we stand, must lie below `base`; any other is
     taken as relative to `base` already.
 
     Raises:
-        ConfigError: A path leaves the folder.
+        ConfigError: A path leaves the folder, or lies in the output folder.
     """
+    written = Path(os.path.abspath(out))  # noqa: PTH100
     root = Path(os.path.abspath(base))  # noqa: PTH100  # links must stay as they were given
     paths = []
     for name in listed:
@@ -154,10 +175,18 @@ def relative_paths(listed: Iterable[str], base: Path) -> tuple[str, ...]:
         else:
             relative = Path(os.path.normpath(name))
         if relative.is_absolute() or ".." in relative.parts or relative == Path():
-            raise ConfigError(f"{name}: not below {base}; name the folder that holds the files with --base")
-        if STATE_FOLDER not in relative.parts:
-            paths.append(relative.as_posix())
+            raise ConfigError(
+                f"{shown(name)}: not below {shown(str(base))}; name the folder that holds it with --base"
+            )
+        if (root / relative).is_relative_to(written):
+            raise ConfigError(f"{shown(name)}: lies in the output folder; leave it out of the list")
+        paths.append(relative.as_posix())
     return tuple(dict.fromkeys(paths))
+
+
+def _parents(path: str) -> list[str]:
+    """The folders that a relative path runs through, outermost last."""
+    return [str(parent) for parent in PurePosixPath(path).parents][:-1]
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:

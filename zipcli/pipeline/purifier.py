@@ -16,10 +16,12 @@ from zipcli.errors import ConfigError, InputError, NonFiniteError
 from zipcli.images.fit import fit, unfit
 from zipcli.images.load import decode, from_pil, read_file
 from zipcli.methods import METHODS
+from zipcli.methods.grids import chain
 from zipcli.models.catalog import find_model
 from zipcli.models.weights import load_prior
 from zipcli.pipeline.windows import WindowedModel, images_per_call
 from zipcli.protocols import EpsModel
+from zipcli.schedule import alpha_bars
 from zipcli.transforms import make_operator
 
 P = TypeVar("P", PIL.Image.Image, Tensor)
@@ -55,7 +57,10 @@ class Purifier:
         )
         self._method = METHODS[config.method]
         self._model: WindowedModel | None = None
-        self.fingerprint_parts = {**config.pixel_settings(), "masks_sha256": self._masks}
+        self.fingerprint_parts = {
+            **config.pixel_settings(),
+            "transforms": [self._with_digests(text) for text in config.transforms],
+        }
 
     @classmethod
     def from_pretrained(cls, model: str = "builtin", **settings: Any) -> "Purifier":
@@ -86,7 +91,7 @@ class Purifier:
         """Purify with `model`, a diffusion prior whose file has the digest `sha256`.
 
         Raises:
-            ConfigError: The sizes do not fit the model.
+            ConfigError: The sizes or the steps do not fit the model.
         """
         config = self.config
         check(model.channels == 3, f"model {config.model}: it has {model.channels} channels, not 3")
@@ -94,6 +99,7 @@ class Purifier:
             config.tile is None or model.native_side in (None, config.tile),
             f"tile: model {config.model} takes {model.native_side} pixels only; leave out --tile",
         )
+        chain(config, alpha_bars(model.schedule).tolist())
         tile = config.tile or (None if config.fit == "tile" else CROP_SIDE)
         dtype: torch.dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
         self._model = WindowedModel(model, tile, config.overlap, dtype)
@@ -204,6 +210,12 @@ class Purifier:
             bad = (~clean.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
             raise NonFiniteError(-1, -1, tuple(bad))
         return clean
+
+    def _with_digests(self, transform: str) -> str:
+        """A transform as the record names it: a mask by its content, wherever it lies."""
+        for file, digest in self._masks.items():
+            transform = transform.replace(f"mask:{file}", f"mask:{digest}")
+        return transform
 
     def _read_mask(self, file: str) -> Tensor:
         """Read a mask into (1, 1, H, W): white (128 and up) is kept, black is refilled."""
