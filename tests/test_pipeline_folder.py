@@ -1,7 +1,7 @@
 """A folder in, a folder out: isolation, order, detector, memory."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Plan
 from zipcli.pipeline.purifier import Purifier
 from zipcli.protocols import Detector, EpsModel
-
 
 LEDGER = ".zipcli/ledger-00001-of-00001.jsonl"
 
@@ -206,3 +205,47 @@ def test_a_lossy_choice_is_recorded(tmp_path: Path) -> None:
 def _in(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir(exist_ok=True)
     return tmp_path / "in"
+
+
+def test_what_needs_no_network_is_reported_as_it_comes(tmp_path: Path) -> None:
+    """A folder that is done already, or whose images pass, must not pile up until its end."""
+    for n in range(30):
+        save(tmp_path / "in", f"{n:02}.png", level=8 * n)
+    run(tmp_path / "in", tmp_path / "out")
+    config = FolderConfig(detector="fake")
+    purifier = Purifier(purify_config(method="blur", transforms=("blur:2",)))
+    pulled = []
+
+    def found() -> Iterator[Outcome]:
+        for n in range(30):
+            pulled.append(n)
+            yield Outcome(path=str(n), state="skipped")
+
+    ledger = Ledger(tmp_path / "out")
+    joined = FolderRun(Plan(base=tmp_path / "in", config=config), purifier, NoDetector(), ledger)
+    assert next(joined.purify(joined.screen(found()))).path == "0"
+    assert len(pulled) == 1
+
+
+def test_a_batch_too_large_for_the_device_is_halved_with_the_same_result(tmp_path: Path) -> None:
+    for n in range(6):
+        save(tmp_path / "in", f"{n}.png", level=20 * n)
+    run(tmp_path / "in", tmp_path / "clean", model=Calm())
+    purify_pixels = Purifier.purify_pixels
+
+    def small_device(self: Purifier, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return purify_pixels(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Purifier, "purify_pixels", small_device)
+        summary, _ = run(tmp_path / "in", tmp_path / "out", model=Calm())
+        assert summary.counts == {"done": 6}
+        patch.setattr(Purifier, "purify_pixels", lambda self, images: small_device(self, [*images] * 3))
+        summary, outcomes = run(tmp_path / "in", tmp_path / "none", model=Calm())
+    assert summary.counts == {"failed": 6}
+    assert outcomes["0.png"].reason is Reason.OOM_DEVICE
+    for n in range(6):
+        name = f"{n}.png"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from zipcli.pipeline.streams import batched_by, map_ahead
+from zipcli.pipeline.streams import Batches, map_ahead
 
 
 def test_results_come_in_order() -> None:
@@ -38,24 +39,29 @@ def test_a_single_item_beyond_the_budget_still_passes() -> None:
         assert list(map_ahead(pool, str, [1, 2], cost=lambda _: 99, budget=10)) == ["1", "2"]
 
 
+def batched(items: Iterable[Any], **rules: Any) -> Iterator[list[Any]]:
+    batches: Batches[Any] = Batches(**rules)
+    for item in items:
+        yield from batches.add(item)
+    yield from batches.rest()
+
+
 def test_batches_hold_one_key_and_come_out_when_full() -> None:
-    batches = batched_by(
+    batches = batched(
         "aababbbac", key=str, count=lambda key: 3 if key == "a" else 2, cost=lambda _: 1, budget=100
     )
     assert ["".join(batch) for batch in batches] == ["aaa", "bb", "bb", "a", "c"]
 
 
 def test_rare_keys_do_not_wait_for_ever() -> None:
-    held: set[int] = set()
-    most = 0
-    for batch in batched_by(range(100), key=lambda n: n, count=lambda _: 64, cost=lambda _: 1, budget=10):
-        held |= set(batch)
-        most = max(most, max(batch) - min(batch))
-        assert len(batch) == 1
-    assert held == set(range(100))
+    batches: Batches[int] = Batches(key=lambda n: n, count=lambda _: 64, cost=lambda _: 1, budget=10)
+    out = [list(batches.add(n)) for n in range(100)]
+    assert out[9] == []
+    assert out[10:] == [[[n]] for n in range(90)]
+    assert list(batches.rest()) == [[n] for n in range(90, 100)]
 
 
 def test_nothing_is_lost() -> None:
     items = [(n * 7919) % 13 for n in range(500)]
-    batches = batched_by(items, key=lambda n: n, count=lambda n: n + 1, cost=lambda n: n, budget=40)
+    batches = batched(items, key=lambda n: n, count=lambda n: n + 1, cost=lambda n: n, budget=40)
     assert sorted(x for batch in batches for x in batch) == sorted(items)

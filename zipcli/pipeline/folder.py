@@ -17,7 +17,7 @@ from zipcli.pipeline.ledger import Decision, Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Entry, Plan
 from zipcli.pipeline.purifier import Purifier, to_tensor
-from zipcli.pipeline.streams import batched_by, map_through
+from zipcli.pipeline.streams import Batches, map_through
 from zipcli.protocols import Detector
 
 READ_BYTES = 64 * 2**20
@@ -141,26 +141,20 @@ class FolderRun:
 
     def purify(self, items: Iterable[Item | Outcome]) -> Iterator[Item | Outcome]:
         """Purify in batches of one size; what needs no purification overtakes."""
-        ready: list[Item | Outcome] = []
-
-        def suspicious() -> Iterator[Item]:
-            for item in items:
-                if isinstance(item, Item) and item.clean is None:
-                    yield item
-                else:
-                    ready.append(item)
-
-        for batch in batched_by(
-            suspicious(),
+        batches: Batches[Item] = Batches(
             key=lambda item: item.picture.pixels.shape,
             count=lambda item: self.purifier.batch_size(item.picture.pixels.shape[:2]),
             cost=lambda item: item.pixels,
             budget=DECODED_PIXELS,
-        ):
-            yield from ready
-            ready.clear()
+        )
+        for item in items:
+            if isinstance(item, Outcome) or item.clean is not None:
+                yield item
+                continue
+            for batch in batches.add(item):
+                yield from self.purify_batch(batch)
+        for batch in batches.rest():
             yield from self.purify_batch(batch)
-        yield from ready
 
     def purify_batch(self, batch: list[Item]) -> Iterator[Item | Outcome]:
         """Purify images of one size; one that fails does not take its neighbours along."""
@@ -173,24 +167,21 @@ class FolderRun:
         except NonFiniteError as e:
             lost = set(e.images)
             error = InputError(Reason.NONFINITE, f"the model gave no finite image: {e}")
-            yield from (self.failed(batch[n].entry, error, batch[n].sha256) for n in sorted(lost))
-            rest = [item for n, item in enumerate(batch) if n not in lost]
-            if rest:
-                yield from self.purify_batch(rest)
         except InputError as e:
-            yield from (self.failed(item.entry, e, item.sha256) for item in batch)
+            lost, error = set(range(len(batch))), e
         except torch.OutOfMemoryError as e:
-            if len(batch) == 1:
-                error = InputError(
-                    Reason.OOM_DEVICE, f"the device ran out of memory; use a smaller --tile: {e}"
-                )
-                yield self.failed(batch[0].entry, error)
-                return
-            half = len(batch) // 2
-            yield from self.purify_batch(batch[:half])
-            yield from self.purify_batch(batch[half:])
+            lost = set() if len(batch) > 1 else {0}
+            error = InputError(Reason.OOM_DEVICE, f"out of device memory; use a smaller --tile ({e})")
         else:
             yield from (with_clean(item, pixels) for item, pixels in zip(batch, clean, strict=True))
+            return
+        # Past the handlers, so that the memory of the failed attempt is free again.
+        yield from (self.failed(batch[n].entry, error, batch[n].sha256) for n in sorted(lost))
+        rest = [item for n, item in enumerate(batch) if n not in lost]
+        half = len(rest) if lost else len(rest) // 2
+        for part in (rest[:half], rest[half:]):
+            if part:
+                yield from self.purify_batch(part)
 
     def write(self, item: Item) -> Outcome:
         """Encode one image and publish it under its final name."""

@@ -3,7 +3,7 @@
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from zipcli.pipeline.outcome import Outcome
 
@@ -48,36 +48,49 @@ def map_ahead(
         yield pending.popleft()[0].result()
 
 
-def batched_by(
-    items: Iterable[T],
-    *,
-    key: Callable[[T], Hashable],
-    count: Callable[[T], int],
-    cost: Callable[[T], int],
-    budget: int,
-) -> Iterator[list[T]]:
-    """Collect items of one key into batches; full ones come out at once.
+class Batches(Generic[T]):
+    """Collects items of one key into batches; holds back no more than a budget of memory."""
 
-    Args:
-        items: What to collect.
-        key: Items of different keys never share a batch.
-        count: Size of a full batch for the key of an item.
-        cost: Memory that an item stands for.
-        budget: Most memory to hold back; beyond it the batch that has waited longest comes out.
-    """
-    waiting: OrderedDict[Hashable, list[T]] = OrderedDict()
-    held = 0
-    for item in items:
-        batch = waiting.setdefault(key(item), [])
+    def __init__(
+        self,
+        *,
+        key: Callable[[T], Hashable],
+        count: Callable[[T], int],
+        cost: Callable[[T], int],
+        budget: int,
+    ) -> None:
+        """Say how to batch.
+
+        Args:
+            key: Items of different keys never share a batch.
+            count: Size of a full batch for the key of an item.
+            cost: Memory that an item stands for.
+            budget: Most memory to hold back; beyond it the batch that has waited longest comes out.
+        """
+        self._key, self._count, self._cost, self._budget = key, count, cost, budget
+        self._waiting: OrderedDict[Hashable, list[T]] = OrderedDict()
+        self._held = 0
+
+    def add(self, item: T) -> Iterator[list[T]]:
+        """Take an item, and yield the batches that are due."""
+        key = self._key(item)
+        batch = self._waiting.setdefault(key, [])
         batch.append(item)
-        held += cost(item)
-        full = len(batch) >= count(item)
-        while waiting and (full or held > budget):
-            _, ready = (key(item), waiting.pop(key(item))) if full else waiting.popitem(last=False)
-            held -= sum(map(cost, ready))
-            full = False
-            yield ready
-    yield from waiting.values()
+        self._held += self._cost(item)
+        if len(batch) >= self._count(item):
+            yield self._take(key)
+        while self._waiting and self._held > self._budget:
+            yield self._take(next(iter(self._waiting)))
+
+    def rest(self) -> Iterator[list[T]]:
+        """Yield what is left, full or not."""
+        while self._waiting:
+            yield self._take(next(iter(self._waiting)))
+
+    def _take(self, key: Hashable) -> list[T]:
+        batch = self._waiting.pop(key)
+        self._held -= sum(map(self._cost, batch))
+        return batch
 
 
 def map_through(
