@@ -266,7 +266,8 @@ def pixel_digest(pixels: np.ndarray) -> bytes:
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """uint8 (H, W) or (H, W, 3) to float32 (3, H, W) in [-1, 1]."""
     rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1) / 127.5 - 1
+    # PIL hands out read-only arrays, which torch refuses to share without a warning.
+    return torch.from_numpy(np.require(rgb, np.uint8, ["C", "W"])).permute(2, 0, 1) / 127.5 - 1
 
 
 def pick_device(name: str) -> torch.device:
