@@ -25,6 +25,7 @@ from zipcli.config import (
     PurifyConfig,
     purify_config,
 )
+from zipcli.detectors import DETECTORS
 from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 
 
 @click.command(
-    epilog="Examples: zipcli purify photos clean -t blur:4 -t gray | zipcli purify - - < in.png > out.png"
+    epilog="\b\nExamples:\n"
+    "  zipcli purify photos clean -t blur:4 -t gray\n"
+    "  zipcli purify - - < in.png > out.png"
 )
 @click.argument("folders", nargs=-1, metavar="IN OUT", type=click.Path(path_type=Path))
 @click.option(
@@ -129,7 +132,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=click.IntRange(min=16),
     default=None,
     metavar="PIXELS",
-    help="Side of a window.  [default: the model's own, or 512]",
+    help="Side of a window.  [default: the model's own; else 512, or 256 to resize or crop]",
 )
 @click.option(
     "--overlap",
@@ -197,6 +200,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 )
 @click.option(
     "--detector",
+    type=Name("detector", DETECTORS),
     default=FolderConfig.detector,
     show_default=True,
     help="Purify only what a detector suspects; none purifies everything.",
@@ -363,7 +367,6 @@ def _purify_folder(
     _refuse_foreign(plan, ledger)
     stop.check()
 
-    from zipcli.detectors import DETECTORS
     from zipcli.pipeline.folder import FolderRun
     from zipcli.pipeline.purifier import Purifier
 
