@@ -40,6 +40,8 @@ def make(text: str) -> object:
         ({"eta": math.nan}, "eta"),
         ({"grid": "full", "steps": 50}, "grid full"),
         ({"travel_length": 0}, "travel"),
+        ({"travel_length": 5}, "does nothing"),
+        ({"travel_repeat": 1001}, "travel repeat"),
         ({"travel_repeat": 0}, "travel"),
         ({"tile": 15}, "tile"),
         ({"overlap": -1}, "overlap"),
@@ -235,7 +237,7 @@ def test_where_it_runs_does_not_decide_the_pixels(elsewhere: dict[str, Any]) -> 
             {"overlap": 32},
             {"dtype": "float16"},
         ),
-        *({"travel_length": 2}, {"travel_repeat": 2}, {"method": "blur"}),
+        *({"travel_length": 2, "travel_repeat": 2}, {"travel_repeat": 2}, {"method": "blur"}),
     ],
     ids=str,
 )

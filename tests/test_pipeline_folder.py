@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zipcli.config import FolderConfig, NoiseSchedule, purify_config
 from zipcli.detectors.none import NoDetector
-from zipcli.errors import Reason, StoppedError
+from zipcli.errors import MemoryExhaustedError, Reason, StoppedError
 from zipcli.pipeline.folder import FolderRun
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
@@ -229,7 +229,7 @@ def test_a_batch_too_large_for_the_device_is_halved_with_the_same_result(tmp_pat
 
     def small_device(self: Purifier, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         if len(images) > 2:
-            raise torch.OutOfMemoryError("out of memory")
+            raise MemoryExhaustedError("not enough memory")
         return purify_pixels(self, images)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -239,7 +239,25 @@ def test_a_batch_too_large_for_the_device_is_halved_with_the_same_result(tmp_pat
         patch.setattr(Purifier, "purify_pixels", lambda self, images: small_device(self, [*images] * 3))
         summary, outcomes = run(tmp_path / "in", tmp_path / "none", model=Calm())
     assert summary.counts == {"failed": 6}
-    assert outcomes["0.png"].reason is Reason.OOM_DEVICE
+    assert outcomes["0.png"].reason is Reason.OUT_OF_MEMORY
     for n in range(6):
         name = f"{n}.png"
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+
+
+def test_an_image_that_goes_bad_loses_the_output_of_its_earlier_version(tmp_path: Path) -> None:
+    save(tmp_path / "in", "a.png")
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "a.png").write_bytes(b"bad")
+    summary, _ = run(tmp_path / "in", tmp_path / "out")
+    assert summary.counts == {"failed": 1}
+    assert not (tmp_path / "out" / "a.png").exists()
+
+
+def test_an_output_edited_by_hand_is_not_removed_with_its_bad_input(tmp_path: Path) -> None:
+    save(tmp_path / "in", "a.png")
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "a.png").write_bytes(b"bad")
+    (tmp_path / "out" / "a.png").write_bytes(b"retouched")
+    run(tmp_path / "in", tmp_path / "out")
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"retouched"

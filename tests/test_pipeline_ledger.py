@@ -100,6 +100,41 @@ def test_an_output_stays_ours_when_its_input_fails_later(tmp_path: Path) -> None
     assert ledger(tmp_path).owns("a.jpg", "a.png")
 
 
+def test_a_start_that_failed_gives_a_foreign_name_back(tmp_path: Path) -> None:
+    with ledger(tmp_path).open() as book:
+        book.start([("a.jpg", "a.png", "in")], 0)
+        book.finish(Outcome(path="a.jpg", state="failed", reason=Reason.MASK_SIZE))
+    (tmp_path / "a.png").write_bytes(b"mine")
+    assert decide(tmp_path) is Decision.REFUSE
+
+
+def test_another_run_that_ended_before_the_lock_is_seen(tmp_path: Path) -> None:
+    early = ledger(tmp_path)
+    other = ledger(tmp_path, SETTINGS | {"seed": 1})
+    with other.open():
+        pass
+    with pytest.raises(ConfigError, match="seed: 1 there, 0 now"), early.open():
+        pass
+
+
+@pytest.mark.parametrize("run", ['{"settings": [], "format": 1}', '{"settings": {}, "format": "x"}', "3", ""])
+def test_a_damaged_run_record_is_named(tmp_path: Path, run: str) -> None:
+    done(tmp_path)
+    (tmp_path / ".zipcli" / "run.json").write_text(run)
+    with pytest.raises(ConfigError, match=r"run\.json|other settings"):
+        ledger(tmp_path)
+
+
+def test_outputs_of_other_settings_are_counted(tmp_path: Path) -> None:
+    done(tmp_path, "a")
+    done(tmp_path, "b")
+    other = Ledger(tmp_path)
+    other.use_settings(SETTINGS | {"seed": 1}, overwrite=True)
+    with other.open():
+        other.finish(Outcome(path="a.jpg", state="done", in_sha256="in", out_path="a.png", out_bytes=3))
+        assert other.stale() == 1
+
+
 def test_an_image_that_passed_is_skipped(tmp_path: Path) -> None:
     with ledger(tmp_path).open() as book:
         (tmp_path / "a.png").write_bytes(b"out")
@@ -131,6 +166,7 @@ def test_a_torn_last_line_is_ignored_and_the_next_one_begins_on_its_own(tmp_path
     assert decide(tmp_path) is Decision.SKIP
     assert ledger(tmp_path).damaged_lines == 0
     done(tmp_path, "b")
+    assert ledger(tmp_path).damaged_lines == 0
     assert ledger(tmp_path).decide("b.jpg", "b.png", "in", overwrite=False) is Decision.SKIP
 
 

@@ -31,9 +31,9 @@ def test_the_tree_is_walked_in_order_and_mirrored(tmp_path: Path) -> None:
     touch(tmp_path, "b/y.jpg", "b/x.JPEG", "a.png", "b/c/z.tif")
     assert list(taken(tmp_path).items()) == [
         ("a.png", "a.png"),
-        ("b/c/z.tif", "b/c/z.png"),
         ("b/x.JPEG", "b/x.png"),
         ("b/y.jpg", "b/y.png"),
+        ("b/c/z.tif", "b/c/z.png"),
     ]
 
 
@@ -92,6 +92,19 @@ def test_pipes_and_folders_with_image_names_are_not_read(tmp_path: Path) -> None
     touch(tmp_path, "folder.png/a.png")
     assert list(taken(tmp_path)) == ["folder.png/a.png"]
     assert lost(tmp_path) == {"pipe.png": ("skipped", Reason.NOT_A_FILE)}
+
+
+def test_a_very_deep_tree_and_a_hopeless_link_do_not_end_the_walk(tmp_path: Path) -> None:
+    (tmp_path / "long.png").symlink_to("a" * 300)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=descriptor)
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    assert taken(tmp_path) == {}
+    assert lost(tmp_path) == {"long.png": ("skipped", Reason.SYMLINK)}
 
 
 def test_names_that_are_not_utf8_keep_their_bytes(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import zipcli
 from zipcli import Purifier, ZipcliError
-from zipcli.config import NoiseSchedule, purify_config
-from zipcli.errors import ConfigError, InputError, ModelError, NonFiniteError
+from zipcli.config import NoiseSchedule, PurifyConfig, purify_config
+from zipcli.errors import ConfigError, InputError, MemoryExhaustedError, ModelError, NonFiniteError
 from zipcli.images.write import psnr
 from zipcli.pipeline.purifier import ImageNoise, image_seed, pixel_digest
 
@@ -185,6 +185,50 @@ def test_an_absent_device_is_an_error_and_never_a_silent_cpu_run() -> None:
         Purifier.from_pretrained(device="cuda:99")
     with pytest.raises(ConfigError, match="'gpu' is not"):
         Purifier.from_pretrained(device="gpu")
+
+
+def test_a_purifier_without_its_model_says_how_to_build_one() -> None:
+    with pytest.raises(ConfigError, match="from_config"):
+        Purifier(PurifyConfig()).purify_pixels([picture()])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")],
+)
+def test_exhausted_memory_is_one_error_on_every_device(error: Exception) -> None:
+    class Hungry:
+        schedule = NoiseSchedule()
+        channels = 3
+        native_side = None
+        minimum_side = 1
+
+        def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+            raise error
+
+    purifier = Purifier(purify_config(transforms=("gray",)))
+    purifier.use(Hungry(), "0" * 64)
+    with pytest.raises(MemoryExhaustedError, match="1 images of 10x12"):
+        purifier.purify_pixels([picture()])
+
+
+def test_a_mask_is_recorded_by_its_content(tmp_path: Path) -> None:
+    for name, level in (("m", 255), ("m.png", 255)):
+        PIL.Image.fromarray(np.full((12, 10), level, np.uint8)).save(tmp_path / name, format="PNG")
+    PIL.Image.fromarray(np.full((12, 10), 200, np.uint8)).save(tmp_path / "other.png")
+
+    def parts(*names: str) -> object:
+        words = [f"mask:{tmp_path / name}" for name in names]
+        return Purifier(purify_config(method="blur", transforms=words)).fingerprint_parts
+
+    assert parts("m", "m.png") == parts("m.png", "m")
+    assert parts("m", "other.png") != parts("m", "m.png")
+    assert str(tmp_path) not in str(parts("m"))
+
+
+def test_a_window_smaller_than_its_overlap_is_refused() -> None:
+    with pytest.raises(ConfigError, match="overlap"):
+        Purifier.from_pretrained(tile=64, overlap=40)
 
 
 def test_a_mask_refills_what_is_black_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ class MethodConfig:
     """Settings of the samplers.
 
     Attributes:
-        steps: Network evaluations asked for; the stride is T // steps.
+        steps: Steps of the chain; the stride is T // steps. Each costs one evaluation of the
+            network; grid paper visits timestep 0 besides, and time travel repeats some.
         lambda_: Exponent of the confidence weight 1 - alpha_bar^lambda (ZIP, section 3.4). 0 ignores
             the input, infinity keeps `A x` exactly.
         eta: Share of fresh noise in each step: 0 is deterministic DDIM, 1 is DDPM.
@@ -97,7 +98,12 @@ class MethodConfig:
             self.grid != "full" or self.steps in (MethodConfig.steps, 1000),
             f"grid full visits all 1000 timesteps; leave out steps {self.steps}",
         )
-        check(self.travel_length >= 1 and self.travel_repeat >= 1, "time travel: at least 1 each")
+        check(self.travel_length >= 1, f"travel length: {self.travel_length} is not at least 1")
+        check(1 <= self.travel_repeat <= 1000, f"travel repeat: {self.travel_repeat} is not from 1 to 1000")
+        check(
+            self.travel_length == 1 or self.travel_repeat > 1,
+            "travel length: without a travel repeat of 2 or more it does nothing; leave it out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +118,7 @@ class PurifyConfig(MethodConfig):
         model: "builtin" or the path of a model file.
         fit: What to do with an image that is larger than one window of the model.
         tile: Side of a window in pixels; None for the model's own.
-        overlap: Pixels that neighbouring windows share.
+        overlap: Pixels that neighbouring windows share; None for 64, or half of a small window.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: Precision inside the network; the chain itself is always float32.
         batch_size: Images purified together; None to choose by their size. It changes no pixel.
@@ -125,7 +131,7 @@ class PurifyConfig(MethodConfig):
     model: str = "builtin"
     fit: str = "tile"
     tile: int | None = None
-    overlap: int = 64
+    overlap: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int | None = None
@@ -134,6 +140,8 @@ class PurifyConfig(MethodConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         object.__setattr__(self, "lambda_", float(self.lambda_))  # 10 and 10.0 are one setting
+        if isinstance(self.transforms, str):
+            object.__setattr__(self, "transforms", (self.transforms,))
         check_choice("method", self.method, METHOD_SETTINGS)
         self._check_variant()
         super().__post_init__()
@@ -141,7 +149,7 @@ class PurifyConfig(MethodConfig):
         check_choice("fit", self.fit, FITS)
         check_choice("dtype", self.dtype, DTYPES)
         check(self.tile is None or self.tile >= 16, f"tile: {self.tile} is not at least 16 pixels")
-        check(self.overlap >= 0, f"overlap: {self.overlap} is negative")
+        check(self.overlap is None or self.overlap >= 0, f"overlap: {self.overlap} is negative")
         check(self.batch_size is None or self.batch_size >= 1, "batch size: at least 1")
         check(0 <= self.seed < 2**63, f"seed: {self.seed} is not between 0 and 2^63 - 1")
 
@@ -198,9 +206,7 @@ def purify_config(**given: Any) -> PurifyConfig:
     check_choice("method", method, METHOD_SETTINGS)
     for name in given.keys() - METHOD_SETTINGS[method] - {"method"}:
         raise ConfigError(f"{name.rstrip('_')}: method {method} does not use it; leave it out")
-    if isinstance(given.get("transforms"), str):
-        given["transforms"] = (given["transforms"],)
-    if "transforms" in given:
+    if "transforms" in given and not isinstance(given["transforms"], str):
         given["transforms"] = tuple(given["transforms"])
     variant = given.get("variant")
     if variant is not None:

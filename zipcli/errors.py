@@ -36,8 +36,9 @@ class Reason(StrEnum):
     BOMB_BYTES = "bomb_bytes"
     BOMB_PIXELS = "bomb_pixels"
     MASK_SIZE = "mask_size"
+    TRANSFORM_UNFIT = "transform_unfit"
     NONFINITE = "nonfinite"
-    OOM_DEVICE = "oom_device"
+    OUT_OF_MEMORY = "out_of_memory"
     ENCODE_FAILED = "encode_failed"
     FOREIGN_OUTPUT = "foreign_output"
     NAME_UNSUPPORTED = "name_unsupported"
@@ -102,6 +103,12 @@ class StoppedError(ZipcliError):
         """Remember which signal, as the exit code it stands for."""
         super().__init__("stopped by a signal")
         self.exit_code = exit_code
+
+
+class MemoryExhaustedError(ZipcliError):
+    """A batch needs more memory than the device or the machine has."""
+
+    exit_code = ExitCode.SOME_FAILED
 
 
 class NonFiniteError(ZipcliError):

@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zipcli.errors import ConfigError, InputError
+from zipcli.errors import InputError, Reason
 from zipcli.protocols import LinearOperator
 from zipcli.transforms import TRANSFORMS, make_operator
 
@@ -197,8 +197,9 @@ def test_a_mask_that_cuts_through_a_block_is_refused(
     mask = block_mask(seed, size, n)
     mask[..., row, column] = 1 - mask[..., row, column]
     A = make_operator(f"mask:cut.png+blur:{n}", lambda _: mask)
-    with pytest.raises(ConfigError, match="do not fit together"):
+    with pytest.raises(InputError, match="do not fit together") as caught:
         A.forward(random(seed, 1, 3, *size))
+    assert caught.value.reason is Reason.TRANSFORM_UNFIT
 
 
 def test_a_mask_of_another_size_is_refused() -> None:

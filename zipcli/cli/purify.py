@@ -66,7 +66,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=click.IntRange(min=1),
     default=PurifyConfig.steps,
     show_default=True,
-    help="Evaluations of the network for each image.",
+    help="Steps of the chain; each costs an evaluation of the network.",
 )
 @click.option(
     "--lambda",
@@ -138,9 +138,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "--overlap",
     type=click.IntRange(min=0),
     default=PurifyConfig.overlap,
-    show_default=True,
     metavar="PIXELS",
-    help="What neighbouring windows share.",
+    help="What neighbouring windows share.  [default: 64, or half a small window]",
 )
 @click.option(
     "--device",
@@ -270,7 +269,7 @@ def purify(
     if as_json and "stdout" in closed_streams:
         raise click.UsageError("--json: standard output is closed")
     plan = _plan(source, out, folder_config, files_from, stop, null=null)
-    total = _check_plan(plan)
+    total = _check_plan(plan, stop)
     verbosity = -1 if quiet else verbose
     return _purify_folder(config, plan, out, total, stop, verbosity, as_json=as_json, dry_run=dry_run)
 
@@ -311,10 +310,16 @@ def _plan(
 def _read_list(file: Path, stop: StopSignals, *, null: bool) -> list[str]:
     """Names from a file or standard input, as the file system spells them."""
     try:
-        data = stop.read(_stdin()) if str(file) == "-" else file.read_bytes()
+        if str(file) == "-":
+            data = stop.read(_stdin())
+        else:
+            with file.open("rb") as f:  # a pipe, perhaps
+                data = stop.read(f)
     except OSError as e:
         raise ConfigError(f"{file}: cannot read the list of files: {e.strerror}") from e
     names = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    if any(b"\0" in name for name in names):
+        raise click.UsageError("the names of --files-from hold NUL bytes; add -0")
     return [os.fsdecode(name) for name in names if name]
 
 
@@ -324,11 +329,14 @@ def _stdin() -> IO[bytes]:
     return sys.stdin.buffer
 
 
-def _check_plan(plan: "Plan") -> int:
+def _check_plan(plan: "Plan", stop: StopSignals) -> int:
     """Count the files, refusing names that collide and a run that would do nothing."""
     from zipcli.pipeline.plan import collisions
 
-    total = sum(1 for _ in plan.entries())
+    total = 0
+    for _ in plan.entries():
+        stop.check()
+        total += 1
     if total == 0:
         raise ConfigError(
             f"{plan.base}: no images found; images are files named {' '.join(FolderConfig.include)}, "
@@ -395,6 +403,8 @@ def _purify_folder(
             say(f"stopped; to go on, run the same command again: {shlex.join(['zipcli', *sys.argv[1:]])}")
             return e.exit_code
     _finish(progress, out, summary.exit_code, as_json=as_json)
+    if stale := ledger.stale():
+        say(f"Warning: {stale} images in {shown(str(out))} are still those of other settings; see the ledger")
     return summary.exit_code
 
 
@@ -465,7 +475,7 @@ def _purify_pipe(
     if sys.stdout.isatty():
         raise click.UsageError("the picture would fill your terminal; redirect it: zipcli purify - - > OUT")
 
-    from zipcli.errors import InputError, NonFiniteError
+    from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError
     from zipcli.images.load import decode
     from zipcli.images.write import encode, output_format
     from zipcli.pipeline.purifier import Purifier
@@ -479,7 +489,7 @@ def _purify_pipe(
         metadata = picture.metadata if folder_config.metadata == "safe" else None
         out_format = output_format(folder_config.format, picture.format)
         encoded = encode(clean, out_format, quality=folder_config.quality, metadata=metadata)
-    except (InputError, NonFiniteError) as e:
+    except (InputError, MemoryExhaustedError, NonFiniteError) as e:
         say(printable(f"Error: {e}"))
         return ExitCode.SOME_FAILED
     stop.check()

@@ -17,20 +17,26 @@ def fit(x: Tensor, mode: str, side: int) -> Tensor:
     Returns:
         Images of the size to purify. An image with no side longer than `side` is left alone.
     """
-    height, width = x.shape[-2:]
-    if mode == "tile" or max(height, width) <= side:
-        return x
-    if mode == "squash":
-        return resample(x, (side, side))
-    if mode == "resize":
-        scale = min(1.0, side / min(height, width))
-        return resample(x, (max(1, round(height * scale)), max(1, round(width * scale))))
+    size = (x.shape[-2], x.shape[-1])
+    target = fitted_size(size, mode, side)
+    if mode != "center-crop" or target == size:
+        return resample(x, target)
     while min(x.shape[-2:]) >= 2 * side:
         x = F.avg_pool2d(x, 2)
     scale = side / min(x.shape[-2:])
     x = resample(x, (max(side, round(x.shape[-2] * scale)), max(side, round(x.shape[-1] * scale))))
     top, left = (x.shape[-2] - side) // 2, (x.shape[-1] - side) // 2
     return x[..., top : top + side, left : left + side]
+
+
+def fitted_size(size: tuple[int, int], mode: str, side: int) -> tuple[int, int]:
+    """The size, (H, W), that `fit` brings an image of `size` to."""
+    if mode == "tile" or max(size) <= side:
+        return size
+    if mode == "resize":
+        scale = min(1.0, side / min(size))
+        return (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    return (side, side)
 
 
 def unfit(x: Tensor, mode: str, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageChops
 
-from zipcli.errors import InputError, OutputError, Reason
+from zipcli.errors import InputError, OutputError, Reason, shown
 from zipcli.images.load import Limits, Metadata, Pixels, decode
 
 # Formats that we write, and the suffixes under which people expect to find them.
@@ -175,7 +175,7 @@ def publish(data: bytes, root: Path, relative: str | PurePath, scratch: Path, *,
     """
     *folders, base = PurePath(relative).parts or ("",)
     if PurePath(relative).is_absolute() or base in ("", "..") or ".." in folders:
-        message = f"{relative}: this name leads out of the output folder"
+        message = f"{shown(str(relative))}: this name leads out of the output folder"
         raise InputError(Reason.NAME_UNSUPPORTED, f"{message}; rename the file")
     with _write_errors(relative), _folder(root, folders) as target, _scratch(scratch) as temporary:
         try:
@@ -304,14 +304,14 @@ def _write_errors(relative: str | PurePath) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _IN_THE_WAY:
-            message = f"{relative}: something that this run did not write is in the way"
+            message = f"{shown(str(relative))}: something that this run did not write is in the way"
             raise InputError(Reason.FOREIGN_OUTPUT, f"{message}; move it or choose another folder") from error
         if error.errno in _BAD_NAME:
-            message = f"{relative}: the output folder cannot hold this name"
+            message = f"{shown(str(relative))}: the output folder cannot hold this name"
             raise InputError(Reason.NAME_UNSUPPORTED, f"{message}; rename the file") from error
         raise _cannot_write(relative, error) from error
 
 
 def _cannot_write(path: str | PurePath, error: OSError) -> OutputError:
     advice = _ADVICE.get(error.errno or 0, "check the output folder and run the same command again")
-    return OutputError(f"{path}: cannot be written ({error.strerror}); {advice}")
+    return OutputError(f"{shown(str(path))}: cannot be written ({error.strerror}); {advice}")

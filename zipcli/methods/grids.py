@@ -29,6 +29,10 @@ def chain(config: MethodConfig, alpha_bars: list[float]) -> list[int]:
             f"{visited[0]}, where {math.sqrt(alpha_bars[visited[0]]):.1%} of the image should still be "
             "there; use --grid paper, or another number of steps"
         )
+    if config.travel_repeat > 1 and config.travel_length >= len(visited):
+        raise ConfigError(
+            f"travel length: {config.travel_length} is not less than the {len(visited)} steps of the chain"
+        )
     rising = [*reversed(visited)]
     walk = time_travel(len(visited), config.travel_length, config.travel_repeat)
     return [CLEAN if position == CLEAN else rising[position] for position in walk]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from zipcli.errors import ModelError
+from zipcli.errors import ModelError, shown
 from zipcli.registry import unknown_name
 
 
@@ -44,7 +44,10 @@ def find_model(name: str) -> tuple[Path, str | None]:
     if name in CATALOG:
         known = CATALOG[name]
         return Path(str(files("zipcli.models").joinpath(known.file))), known.sha256
-    path = Path(name).expanduser()
-    if path.suffix == ".safetensors" or path.is_file():
-        return path, None
+    try:
+        path = Path(name).expanduser()
+        if path.suffix == ".safetensors" or path.is_file():
+            return path, None
+    except (OSError, RuntimeError) as e:  # a name too long, a home folder of nobody
+        raise ModelError(f"model {shown(name[:100])}: cannot look there: {e}") from e
     raise ModelError(unknown_name("model", name, CATALOG) + " Or give the path of a .safetensors file.")

@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from zipcli.config import FolderConfig
-from zipcli.errors import InputError, NonFiniteError, Reason, shown
+from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError, Reason, shown
 from zipcli.images.load import Picture, declared_size, decode, read_file
 from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr, publish
 from zipcli.pipeline.ledger import Decision, Ledger
@@ -169,9 +168,9 @@ class FolderRun:
             error = InputError(Reason.NONFINITE, f"the model gave no finite image: {e}")
         except InputError as e:
             lost, error = set(range(len(batch))), e
-        except torch.OutOfMemoryError as e:
+        except MemoryExhaustedError as e:
             lost = set() if len(batch) > 1 else {0}
-            error = InputError(Reason.OOM_DEVICE, f"out of device memory; use a smaller --tile ({e})")
+            error = InputError(Reason.OUT_OF_MEMORY, str(e))
         else:
             yield from (with_clean(item, pixels) for item, pixels in zip(batch, clean, strict=True))
             return
@@ -188,7 +187,7 @@ class FolderRun:
         assert item.clean is not None
         entry, picture, clean = item.entry, item.picture, item.clean
         passed = clean is picture.pixels
-        out_format = output_format(self.config.format, picture.format)
+        out_format = self.output_format(item)
         metadata = picture.metadata if self.config.metadata == "safe" else None
         try:
             data = encode(
@@ -217,8 +216,15 @@ class FolderRun:
         self.ledger.finish(outcome)
         return outcome
 
+    def output_format(self, item: Item) -> str:
+        """The format to write; a name was planned for PNG where its format cannot be kept."""
+        if self.config.format == "same" and item.entry.path.lower().endswith(".gif"):
+            return "PNG"
+        return output_format(self.config.format, item.picture.format)
+
     def failed(self, entry: Entry, error: InputError, sha256: str | None) -> Outcome:
-        """Record that an image failed; it has no output."""
+        """Record that an image failed; it has no output, not even one of an earlier version."""
+        self.ledger.retract(entry.path, entry.target)
         outcome = Outcome(
             path=entry.path, state="failed", reason=error.reason, message=str(error), in_sha256=sha256
         )
@@ -240,6 +246,7 @@ def _psnr(before: np.ndarray, after: np.ndarray) -> float | None:
 
 def _misnamed(path: str, image_format: str) -> tuple[str, ...]:
     """A note where a name promises another format than the content has."""
-    promised = [name for name, suffixes in SUFFIXES.items() if path.lower().endswith(suffixes)]
+    known = SUFFIXES | {"GIF": (".gif",)}
+    promised = [name for name, suffixes in known.items() if path.lower().endswith(suffixes)]
     actual = "JPEG" if image_format == "MPO" else image_format
     return (f"the content is {actual}",) if promised and actual not in promised else ()

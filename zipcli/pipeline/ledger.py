@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -64,6 +64,7 @@ class Ledger:
         self.scratch = self.folder / "tmp"
         self.settings: dict[str, Any] = {}
         self.fingerprint = ""
+        self._overwrite = False
         self.damaged_lines = 0
         self._file = self.folder / "ledger-00001-of-00001.jsonl"
         self._records = self._read()
@@ -82,21 +83,25 @@ class Ledger:
         """
         self.settings = json.loads(json.dumps({"algorithm": ALGORITHM, **settings}, allow_nan=False))
         self.fingerprint = fingerprint(self.settings)
+        self._overwrite = overwrite
+        self._refuse_other_settings()
+
+    def _refuse_other_settings(self) -> None:
         path = self.folder / "run.json"
         if not path.exists():
             return
         try:
             run = json.loads(path.read_text())
-            known, their_format = run["settings"], run["format"]
+            known, their_format = dict(run["settings"]), int(run["format"])
         except (OSError, ValueError, KeyError, TypeError) as e:
-            if overwrite:
+            if self._overwrite:
                 return
             raise ConfigError(
                 f"{path}: damaged ({e}); purify into an empty folder, or use --overwrite"
             ) from e
         if their_format > FORMAT:
             raise ConfigError(f"{path}: written by a newer zipcli; install that version to go on")
-        if known != self.settings and not overwrite:
+        if known != self.settings and not self._overwrite:
             changed = [
                 f"{name.rstrip('_')}: {known.get(name)!r} there, {self.settings.get(name)!r} now"
                 for name in sorted(known.keys() | self.settings.keys())
@@ -118,11 +123,13 @@ class Ledger:
         """
         size = _size(self.out / target)
         record = self._records.get(path)
-        if record is None or not self.owns(path, target):
-            return Decision.REFUSE if size is not None and not overwrite else Decision.PURIFY
-        finished = record.state in ("done", "passed")
+        if size is None:
+            return Decision.PURIFY  # new, or its output was deleted
+        if record is None or record.out_path != target:
+            return Decision.PURIFY if overwrite else Decision.REFUSE  # somebody else's file
+        finished = record.state in ("done", "passed") and size == record.out_bytes
         unchanged = in_sha256 in (None, record.in_sha256) and record.fingerprint == self.fingerprint
-        return Decision.SKIP if finished and unchanged and size == record.out_bytes else Decision.PURIFY
+        return Decision.SKIP if finished and unchanged else Decision.PURIFY
 
     def owns(self, path: str, target: str) -> bool:
         """Whether an output, should it exist, was written by us for this input."""
@@ -149,12 +156,14 @@ class Ledger:
         try:
             with self._reporting():
                 self._take(lock)
+                self._records = self._read()  # another run may have ended since we looked
+                self._refuse_other_settings()
                 for part in self.scratch.glob("*.part"):
                     part.unlink(missing_ok=True)
                 self._write_run()
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._descriptor = os.open(self._file, flags, 0o666)
-                self._end_torn_line()
+                self._drop_torn_line()
             yield self
             self.sync()
         finally:
@@ -173,6 +182,29 @@ class Ledger:
     def finish(self, outcome: Outcome) -> None:
         """Note what became of an image; may be called from several threads."""
         self._append(outcome.as_json())
+        if outcome.path in self._records:
+            record = self._records[outcome.path]
+            self._records[outcome.path] = replace(record, state=outcome.state, fingerprint=self.fingerprint)
+
+    def retract(self, path: str, target: str) -> None:
+        """Remove our own output of an image that now fails; what somebody has edited stays.
+
+        It was purified from an earlier version of the input, and would pass for the current one.
+        """
+        record = self._records.get(path)
+        if record and record.out_path == target and _size(self.out / target) == record.out_bytes:
+            with self._reporting():
+                (self.out / target).unlink(missing_ok=True)
+
+    def stale(self) -> int:
+        """Count the outputs that this run left behind with other settings."""
+        return sum(
+            record.fingerprint != self.fingerprint
+            and record.state in ("done", "passed")
+            and record.out_path is not None
+            and _size(self.out / record.out_path) is not None
+            for record in self._records.values()
+        )
 
     def sync(self) -> None:
         """Put every line on the disk."""
@@ -188,7 +220,8 @@ class Ledger:
         data = json.dumps(line).encode() + b"\n"
         with self._write_lock, self._reporting():
             written = os.write(self._descriptor, data)
-            if written != len(data):  # a full disk: end the torn line where the reader can see it
+            if written != len(data):  # a full disk: leave no half line for the next one to continue
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _take(self, lock: int) -> None:
@@ -216,31 +249,26 @@ class Ledger:
             os.fsync(f.fileno())
         temporary.replace(self.folder / "run.json")
 
-    def _end_torn_line(self) -> None:
-        """A crash can leave half a line; what follows must begin on its own."""
-        size = os.fstat(self._descriptor).st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            os.write(self._descriptor, b"\n")
+    def _drop_torn_line(self) -> None:
+        """A crash can leave half a line at the end; it says nothing, and the next must not continue it."""
+        size = end = os.fstat(self._descriptor).st_size
+        while end and os.pread(self._descriptor, 1, end - 1) != b"\n":
+            end -= 1
+        if end != size:
+            os.ftruncate(self._descriptor, end)
 
     def _read(self) -> dict[str, Record]:
         """The last record of each input; half a line at the end is ignored, garbage counted."""
         records: dict[str, Record] = {}
+        before: dict[str, str | None] = {}  # output owned before the image was started
+        self.damaged_lines = 0
         try:
             with self._file.open("rb") as f:
                 for raw in f:
                     try:
                         line = json.loads(raw)
                         path = path_from_json(line, "path")
-                        before = records.get(path)
-                        # A failure names no output, but one from an earlier run stays ours.
-                        ours = before.out_path if before else None
-                        records[path] = Record(
-                            state=line["state"],
-                            fingerprint=line["fingerprint"],
-                            in_sha256=line.get("in_sha256"),
-                            out_path=path_from_json(line, "out_path") if "out_path" in line else ours,
-                            out_bytes=line.get("out_bytes"),
-                        )
+                        records[path] = self._merge(records.get(path), line, before)
                     except (ValueError, KeyError, TypeError, AttributeError):
                         self.damaged_lines += raw.endswith(b"\n")
         except FileNotFoundError:
@@ -248,6 +276,32 @@ class Ledger:
         except OSError as e:
             raise OutputError(f"{self._file}: cannot read the ledger: {e.strerror}") from e
         return records
+
+    @staticmethod
+    def _merge(last: Record | None, line: dict[str, Any], before: dict[str, str | None]) -> Record:
+        """The record after one more line about an input.
+
+        A start makes the output ours, since a crash may follow; a failure gives back what was
+        not ours before, since nothing was written.
+        """
+        path, state = path_from_json(line, "path"), line["state"]
+        owned = last.out_path if last else None
+        size = last.out_bytes if last else None
+        if state == "started":
+            before[path] = owned
+        if "out_path" in line:
+            owned, size = path_from_json(line, "out_path"), line.get("out_bytes", size)
+        elif state == "failed":
+            owned = before.get(path, owned)
+        if state in ("done", "passed"):
+            before.pop(path, None)
+        return Record(
+            state=state,
+            fingerprint=line["fingerprint"],
+            in_sha256=line.get("in_sha256"),
+            out_path=owned,
+            out_bytes=size,
+        )
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:

@@ -46,29 +46,36 @@ class Plan:
     listed: tuple[str, ...] | None = None
 
     def entries(self) -> Iterator[Entry | Outcome]:
-        """Yield the files in sorted order, and an outcome for each one that cannot be taken."""
-        return self._from_list(self.listed) if self.listed is not None else self._walk("")
+        """Yield the files in a fixed order, and an outcome for each one that cannot be taken.
 
-    def _walk(self, folder: str) -> Iterator[Entry | Outcome]:
-        """Walk one folder; links to folders are not followed, so that no loop can hold us."""
-        try:
-            with os.scandir(self.base / folder if folder else self.base) as scan:
-                found = sorted(scan, key=lambda e: os.fsencode(e.name))
-        except OSError as e:
-            yield _lost(
-                folder or ".", Reason.UNREADABLE, f"cannot list the folder: {e.strerror}", failed=True
-            )
-            return
-        for item in found:
-            path = f"{folder}/{item.name}" if folder else item.name
-            if item.name.startswith("."):
+        The files of a folder come before those of the folders in it, each sorted by name.
+        """
+        return self._from_list(self.listed) if self.listed is not None else self._walk()
+
+    def _walk(self) -> Iterator[Entry | Outcome]:
+        """Walk the tree; links to folders are not followed, so that no loop can hold us."""
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(self.base / folder) as scan:
+                    found = sorted(scan, key=lambda e: os.fsencode(e.name))
+            except OSError as e:
+                message = f"cannot list the folder: {e.strerror}"
+                yield _lost(folder or ".", Reason.UNREADABLE, message, failed=True)
                 continue
-            if item.is_dir(follow_symlinks=False):
-                yield from self._walk(path)
-            elif item.is_symlink() and (self.base / path).is_dir():
-                yield _lost(path, Reason.SYMLINK, "a link to a folder is not followed")
-            elif self.selects(path):
-                yield self._entry(path)
+            inner = []
+            for item in found:
+                path = f"{folder}/{item.name}" if folder else item.name
+                if item.name.startswith("."):
+                    continue
+                if item.is_dir(follow_symlinks=False):
+                    inner.append(path)
+                elif item.is_symlink() and _leads_to_folder(self.base / path):
+                    yield _lost(path, Reason.SYMLINK, "a link to a folder is not followed")
+                elif self.selects(path):
+                    yield self._entry(path)
+            folders += reversed(inner)
 
     def _from_list(self, listed: Iterable[str]) -> Iterator[Entry | Outcome]:
         for path in listed:
@@ -84,14 +91,15 @@ class Plan:
     def _entry(self, path: str, *, named: bool = False) -> Entry | Outcome:
         """Look at one file; what the user named and cannot be taken has failed, not been skipped."""
         source = self.base / path
+        is_link = os.path.islink(source)  # noqa: PTH114  # never raises, whatever the name
         try:
             status = source.stat()
-            inside = not source.is_symlink() or source.resolve().is_relative_to(self.base.resolve())
-        except OSError as e:
-            if source.is_symlink():
+            inside = not is_link or source.resolve().is_relative_to(self.base.resolve())
+        except (OSError, RuntimeError, ValueError) as e:
+            if is_link:
                 return _lost(path, Reason.SYMLINK, "a link that leads nowhere", failed=named)
             reason = Reason.VANISHED if isinstance(e, FileNotFoundError) else Reason.UNREADABLE
-            return _lost(path, reason, f"cannot read the file: {e.strerror}", failed=True)
+            return _lost(path, reason, f"cannot read the file: {e}", failed=True)
         if not inside:
             message = "a link that leaves the input folder is not followed"
             return _lost(path, Reason.SYMLINK, message, failed=named)
@@ -139,8 +147,12 @@ def check_folders(base: Path, out: Path, *, listed: bool = False) -> None:
     Raises:
         ConfigError: The input is missing or no folder, or one folder lies inside the other.
     """
-    if not base.exists():
-        raise ConfigError(f"{shown(str(base))}: there is no such folder")
+    try:
+        base.stat()
+    except FileNotFoundError as e:
+        raise ConfigError(f"{shown(str(base))}: there is no such folder") from e
+    except OSError as e:
+        raise ConfigError(f"{shown(str(base))}: cannot look there: {e.strerror}") from e
     if not base.is_dir():
         raise ConfigError(
             f"{shown(str(base))}: not a folder; to purify one picture use: zipcli purify - - < IN > OUT"
@@ -197,6 +209,13 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 def _lost(path: str, reason: Reason, message: str, *, failed: bool = False) -> Outcome:
     return Outcome(path=path, state="failed" if failed else "skipped", reason=reason, message=message)
+
+
+def _leads_to_folder(link: Path) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # a target that we may not look at, or with an impossible name
+        return False
 
 
 def _same_file(a: Path, b: Path) -> bool:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from zipcli.config import PurifyConfig, check, purify_config
-from zipcli.errors import ConfigError, InputError, NonFiniteError
-from zipcli.images.fit import fit, unfit
+from zipcli.errors import ConfigError, InputError, MemoryExhaustedError, NonFiniteError, Reason
+from zipcli.images.fit import fit, fitted_size, unfit
 from zipcli.images.load import decode, from_pil, read_file
 from zipcli.methods import METHODS
 from zipcli.methods.grids import chain
 from zipcli.models.catalog import find_model
 from zipcli.models.weights import load_prior
-from zipcli.pipeline.windows import WindowedModel, images_per_call
+from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel, images_per_call
 from zipcli.protocols import EpsModel
 from zipcli.schedule import alpha_bars
 from zipcli.transforms import make_operator
@@ -50,7 +50,9 @@ class Purifier:
         self.config = config
         self.device = pick_device(config.device)
         self._masks: dict[str, str] = {}
+        self._mask_sizes: set[tuple[int, int]] = set()
         self._operators = tuple(make_operator(text, self._read_mask) for text in config.transforms)
+        self._check_compositions()
         check(
             not self._masks or config.fit == "tile",
             f"transform mask: a mask belongs to the pixels of the image; leave out --fit {config.fit}",
@@ -100,10 +102,15 @@ class Purifier:
             f"tile: model {config.model} takes {model.native_side} pixels only; leave out --tile",
         )
         chain(config, alpha_bars(model.schedule).tolist())
-        tile = config.tile or (None if config.fit == "tile" else CROP_SIDE)
+        side = model.native_side or config.tile or (DEFAULT_WINDOW if config.fit == "tile" else CROP_SIDE)
+        check(
+            config.overlap is None or config.overlap <= side // 2,
+            f"overlap: {config.overlap} is more than half of the window, {side} pixels",
+        )
+        overlap = min(DEFAULT_OVERLAP, side // 2) if config.overlap is None else config.overlap
         dtype: torch.dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-        self._model = WindowedModel(model, tile, config.overlap, dtype)
-        self.fingerprint_parts["model_sha256"] = sha256
+        self._model = WindowedModel(model, side, overlap, dtype)
+        self.fingerprint_parts |= {"model_sha256": sha256, "tile": side, "overlap": overlap}
 
     @overload
     def __call__(self, image: str | PathLike[str]) -> PIL.Image.Image: ...
@@ -118,7 +125,7 @@ class Purifier:
 
         Returns:
             The same kind of picture, a PIL image for a path: grey (mode L) where the input was
-            grey, RGB otherwise. A tensor keeps its shape and dtype.
+            grey, RGB otherwise. A tensor keeps its dtype, and its shape except for center-crop.
 
         Raises:
             InputError: The picture cannot be read or purified; `reason` says why.
@@ -158,9 +165,7 @@ class Purifier:
         """Images of `size` (H, W) to purify together: a whole number of canvases or calls."""
         if self._model is None:
             return self.config.batch_size or 16
-        x = torch.empty(1, 1, 1, 1).expand(1, 1, *size)
-        fitted = fit(x, self.config.fit, self._model.side)
-        working = (fitted.shape[-2], fitted.shape[-1])
+        working = fitted_size(size, self.config.fit, self._model.side)
         per_canvas = self._model.images_per_canvas(working)
         if per_canvas > 1:
             # The neighbours on a canvas change an image: fill it the same way at any batch size.
@@ -189,7 +194,10 @@ class Purifier:
             levels = (batch * 255 + 0.5).floor().to(torch.uint8)
         digests = [pixel_digest(row.permute(1, 2, 0).cpu().numpy()) for row in levels]
         x = levels / 127.5 - 1 if image.dtype == torch.uint8 else batch.float() * 2 - 1
-        clean = (self._purify(x, digests).clamp(-1, 1) + 1) / 2
+        size = self.batch_size((x.shape[-2], x.shape[-1]))
+        chunks = range(0, len(x), size)
+        parts = [self._purify(x[start : start + size], digests[start : start + size]) for start in chunks]
+        clean = (torch.cat(parts).clamp(-1, 1) + 1) / 2
         if image.dtype == torch.uint8:
             clean = (clean * 255 + 0.5).floor()
         clean = clean.to(image.device, image.dtype)
@@ -203,7 +211,18 @@ class Purifier:
         side = self._model.side if self._model else max(size)
         fitted = fit(x, self.config.fit, side)
         noise = ImageNoise(self.config.seed, digests)
-        clean = self._method(fitted, self._model, self._operators, self.config, noise=noise)
+        if self.config.needs_model and self._model is None:
+            raise ConfigError("this purifier has no model yet; build it with Purifier.from_config(config)")
+        try:
+            clean = self._method(fitted, self._model, self._operators, self.config, noise=noise)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+            # On a CPU torch raises a plain RuntimeError.
+            if not isinstance(e, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(e):
+                raise
+            height, width = x.shape[-2:]
+            raise MemoryExhaustedError(
+                f"not enough memory for {len(x)} images of {width}x{height}; use a smaller --tile or image"
+            ) from e
         was_fitted = fitted.shape != x.shape
         clean = unfit(clean, self.config.fit, size) if was_fitted else clean
         if not clean.isfinite().all():
@@ -213,9 +232,22 @@ class Purifier:
 
     def _with_digests(self, transform: str) -> str:
         """A transform as the record names it: a mask by its content, wherever it lies."""
-        for file, digest in self._masks.items():
-            transform = transform.replace(f"mask:{file}", f"mask:{digest}")
-        return transform
+        parts = (part.partition(":") for part in transform.split("+"))
+        named = (
+            (name, colon, self._masks.get(rest, rest) if name == "mask" else rest)
+            for name, colon, rest in parts
+        )
+        return "+".join("".join(part) for part in named)
+
+    def _check_compositions(self) -> None:
+        """Refuse at once what a composition with a mask would refuse for every image of its size."""
+        for operator in self._operators:
+            for size in self._mask_sizes:
+                try:
+                    operator.forward(torch.zeros(1, 3, *size))
+                except InputError as e:
+                    if e.reason is Reason.TRANSFORM_UNFIT:
+                        raise ConfigError(str(e)) from e
 
     def _read_mask(self, file: str) -> Tensor:
         """Read a mask into (1, 1, H, W): white (128 and up) is kept, black is refilled."""
@@ -224,6 +256,7 @@ class Purifier:
             pixels = decode(data, file).pixels
         except InputError as e:
             raise ConfigError(f"transform mask: {e}") from e
+        self._mask_sizes.add((pixels.shape[0], pixels.shape[1]))
         self._masks[file] = hashlib.sha256(data).hexdigest()
         grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
         return torch.from_numpy((grey >= 128).astype(np.float32))[None, None]

@@ -32,6 +32,10 @@ DEFAULT_WINDOW = 512
 """Side of a window for a model that takes any size: below it an image is one window."""
 
 
+DEFAULT_OVERLAP = 64
+"""Pixels that neighbouring windows share: more than the built-in prior sees around a pixel."""
+
+
 class WindowedModel:
     """An `EpsModel` that takes (N, C, H, W) of any H and W.
 
@@ -42,19 +46,19 @@ class WindowedModel:
     native_side = None
     minimum_side = 1
 
-    def __init__(self, model: EpsModel, tile: int | None, overlap: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: EpsModel, side: int, overlap: int, dtype: torch.dtype) -> None:
         """Wrap `model`; the network runs in `dtype`, everything else in float32.
 
         Args:
             model: Takes squares of its native side, or any side from its minimum.
-            tile: Side of a window in pixels; None for the model's own.
+            side: Side of a window in pixels; the model's own where it has one.
             overlap: Pixels that neighbouring windows share.
             dtype: torch.float32, or a shorter type for autocast.
         """
         self.model = model
         self.schedule = model.schedule
         self.channels = model.channels
-        self.side = model.native_side or tile or DEFAULT_WINDOW
+        self.side = side
         self.overlap = overlap
         self.dtype = dtype
         self.before_call: Callable[[], None] = lambda: None

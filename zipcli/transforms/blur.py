@@ -50,8 +50,8 @@ def make(argument: str | None, read_mask: Callable[[str], Tensor]) -> Blur:
     """Build from "blur" or "blur:N"."""
     if argument is None:
         return Blur(None)
-    if not (argument.isascii() and argument.isdigit() and int(argument) >= 1):
+    if not (argument.isascii() and argument.isdigit() and len(argument) < 19 and int(argument) > 0):
         raise ConfigError(
-            f"transform blur:{argument}: the side of a block is a whole number from 1, as in blur:4"
+            f"transform blur:{argument[:20]}: the side of a block is a whole number from 1, as in blur:4"
         )
     return Blur(int(argument))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zipcli.errors import ConfigError
+from zipcli.errors import InputError, Reason
 from zipcli.protocols import LinearOperator
 
 
@@ -49,7 +49,8 @@ class Composed:
         self._sizes[size] = sizes
         if not torch.allclose(y, self.forward(self.pinv(y, size)), atol=1e-9):
             del self._sizes[size]
-            raise ConfigError(
+            raise InputError(
+                Reason.TRANSFORM_UNFIT,
                 f"transform {self.text}: its parts do not fit together at {size[1]}x{size[0]} (what one "
-                "keeps, another changes); a mask must follow the blocks of a blur"
+                "keeps, another changes); a mask must follow the blocks of a blur",
             )
