@@ -73,6 +73,19 @@ def test_every_command_of_the_readme_works(line: str, photos: Path) -> None:
         }
 
 
+def test_the_environment_sets_options_by_their_names(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TRANSFORM": "blur:2 gray", "LAMBDA": "2", "STEPS": "10", "JSON": "1"}.items():
+        monkeypatch.setenv(f"ZIPCLI_PURIFY_{name}", value)
+    done = run(["zipcli", "purify", "photos", "clean", "--steps", "20"], photos)
+    settings = json.loads(done.stdout.splitlines()[0])["settings"]
+    assert settings["transforms"] == ["blur:2", "gray"]
+    assert (settings["lambda_"], settings["steps"]) == (2, 20)
+    monkeypatch.setenv("ZIPCLI_PURIFY_STEPS", "none")
+    wrong = run(["zipcli", "purify", "photos", "other"], photos)
+    assert wrong.returncode == 2
+    assert "ZIPCLI_PURIFY_STEPS" in wrong.stderr or "--steps" in wrong.stderr
+
+
 def test_the_python_lines_of_the_readme_work(photos: Path) -> None:
     (block,) = blocks("python")
     done = run([sys.executable, "-c", block + "\nprint(clean.size, clean.mode)"], photos)

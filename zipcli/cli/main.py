@@ -28,11 +28,16 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
+        """Import a command, and let the environment set its options."""
         if cmd_name not in COMMANDS:
             ctx.fail(unknown_name("command", cmd_name, COMMANDS))
         module, attribute = COMMANDS[cmd_name].split(":")
         command: click.Command = getattr(import_module(module), attribute)
+        for option in command.params:
+            if isinstance(option, click.Option):
+                # Click would name it after our argument: ZIPCLI_PURIFY_AS_JSON for --json.
+                long_name = max(option.opts, key=len).lstrip("-").replace("-", "_")
+                option.envvar = f"ZIPCLI_{cmd_name}_{long_name}".upper()
         return command
 
     def main(
@@ -89,10 +94,7 @@ def _say_error(message: str, code: ExitCode, *, as_json: bool) -> None:
     click.echo(line, err=True)
 
 
-@click.group(
-    cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ZIPCLI"},
-)
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="zipcli")
 def cli() -> None:
     """Clean image folders of backdoor triggers with zero-shot diffusion purification.
