@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zipcli.config import FolderConfig, NoiseSchedule, purify_config
 from zipcli.detectors.none import NoDetector
-from zipcli.errors import MemoryExhaustedError, Reason, StoppedError
+from zipcli.errors import InputError, MemoryExhaustedError, Reason, StoppedError
 from zipcli.pipeline.folder import FolderRun
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
@@ -245,10 +245,29 @@ def test_a_batch_too_large_for_the_device_is_halved_with_the_same_result(tmp_pat
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
 
 
-def test_an_image_that_goes_bad_loses_the_output_of_its_earlier_version(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_keeps_its_output(tmp_path: Path) -> None:
     save(tmp_path / "in", "a.png")
     run(tmp_path / "in", tmp_path / "out")
-    (tmp_path / "in" / "a.png").write_bytes(b"bad")
+
+    def unreadable(*_: object, **__: object) -> bytes:
+        raise InputError(Reason.UNREADABLE, "a.png: Input/output error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zipcli.pipeline.folder.read_file", unreadable)
+        summary, _ = run(tmp_path / "in", tmp_path / "out")
+    assert summary.counts == {"failed": 1}
+    assert (tmp_path / "out" / "a.png").exists()
+    summary, _ = run(tmp_path / "in", tmp_path / "out")
+    assert summary.exit_code == 0
+
+
+@pytest.mark.parametrize("content", [b"bad", b""])
+def test_an_image_that_goes_bad_loses_the_output_of_its_earlier_version(
+    tmp_path: Path, content: bytes
+) -> None:
+    save(tmp_path / "in", "a.png")
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "a.png").write_bytes(content)
     summary, _ = run(tmp_path / "in", tmp_path / "out")
     assert summary.counts == {"failed": 1}
     assert not (tmp_path / "out" / "a.png").exists()

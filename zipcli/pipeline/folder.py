@@ -117,6 +117,8 @@ class FolderRun:
                 )
             width, height = declared_size(data, shown(entry.path))
         except InputError as e:
+            if e.reason is Reason.EMPTY:
+                sha256 = hashlib.sha256(b"").hexdigest()
             return self.failed(entry, e, sha256)
         return Loaded(entry=entry, data=data, sha256=sha256, pixels=width * height, began=began)
 
@@ -224,7 +226,7 @@ class FolderRun:
 
     def failed(self, entry: Entry, error: InputError, sha256: str | None) -> Outcome:
         """Record that an image failed; it has no output, not even one of an earlier version."""
-        self.ledger.retract(entry.path, entry.target)
+        self.ledger.retract(entry.path, entry.target, sha256)
         outcome = Outcome(
             path=entry.path, state="failed", reason=error.reason, message=str(error), in_sha256=sha256
         )

@@ -186,13 +186,16 @@ class Ledger:
             record = self._records[outcome.path]
             self._records[outcome.path] = replace(record, state=outcome.state, fingerprint=self.fingerprint)
 
-    def retract(self, path: str, target: str) -> None:
-        """Remove our own output of an image that now fails; what somebody has edited stays.
+    def retract(self, path: str, target: str, in_sha256: str | None) -> None:
+        """Remove our own output of another version of an input that now fails.
 
-        It was purified from an earlier version of the input, and would pass for the current one.
+        It would pass for the current version. What somebody has edited stays, and so does the
+        output of an input that cannot be read, which may well be unchanged.
         """
         record = self._records.get(path)
-        if record and record.out_path == target and _size(self.out / target) == record.out_bytes:
+        if record is None or record.out_path != target or in_sha256 in (None, record.in_sha256):
+            return
+        if _size(self.out / target) == record.out_bytes:
             with self._reporting():
                 (self.out / target).unlink(missing_ok=True)
 
