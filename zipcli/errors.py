@@ -112,11 +112,11 @@ class MemoryExhaustedError(ZipcliError):
 
 
 class NonFiniteError(ZipcliError):
-    """A sampler produced NaN or infinity; `images` are the indices within the batch."""
+    """A method produced NaN or infinity; `images` are the indices within the batch."""
 
     exit_code = ExitCode.SOME_FAILED
 
-    def __init__(self, step: int, timestep: int, images: tuple[int, ...]) -> None:
-        """Say at which step of the chain it happened first."""
-        super().__init__(f"NaN or infinity at step {step} (timestep {timestep}), images {list(images)}")
+    def __init__(self, where: str, images: tuple[int, ...]) -> None:
+        """Say where it happened first, such as "at step 3 (timestep 800)"."""
+        super().__init__(f"NaN or infinity {where}, images {list(images)}")
         self.images = images

@@ -116,4 +116,4 @@ def _refuse_nonfinite(first_bad: Tensor, visited: list[int]) -> None:
     images = tuple(n for n, step in enumerate(steps) if step >= 0)
     if images:
         step = int(min(steps[n] for n in images))
-        raise NonFiniteError(step, visited[step], images)
+        raise NonFiniteError(f"at step {step} (timestep {visited[step]})", images)

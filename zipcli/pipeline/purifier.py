@@ -206,13 +206,13 @@ class Purifier:
     @torch.inference_mode()
     def _purify(self, x: Tensor, digests: Sequence[bytes]) -> Tensor:
         """Purify (N, 3, H, W) in [-1, 1]; `digests` identify the images."""
+        if self.config.needs_model and self._model is None:
+            raise ConfigError("this purifier has no model yet; build it with Purifier.from_config(config)")
         size = (x.shape[-2], x.shape[-1])
         x = x.to(self.device)
         side = self._model.side if self._model else max(size)
         fitted = fit(x, self.config.fit, side)
         noise = ImageNoise(self.config.seed, digests)
-        if self.config.needs_model and self._model is None:
-            raise ConfigError("this purifier has no model yet; build it with Purifier.from_config(config)")
         try:
             clean = self._method(fitted, self._model, self._operators, self.config, noise=noise)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
@@ -223,11 +223,11 @@ class Purifier:
             raise MemoryExhaustedError(
                 f"not enough memory for {len(x)} images of {width}x{height}; use a smaller --tile or image"
             ) from e
-        was_fitted = fitted.shape != x.shape
-        clean = unfit(clean, self.config.fit, size) if was_fitted else clean
+        if fitted.shape != x.shape:
+            clean = unfit(clean, self.config.fit, size)
         if not clean.isfinite().all():
             bad = (~clean.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
-            raise NonFiniteError(-1, -1, tuple(bad))
+            raise NonFiniteError("in the result", tuple(bad))
         return clean
 
     def _with_digests(self, transform: str) -> str:
