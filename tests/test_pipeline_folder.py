@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zipcli.config import FolderConfig, NoiseSchedule, purify_config
 from zipcli.detectors.none import NoDetector
-from zipcli.errors import InputError, MemoryExhaustedError, Reason, StoppedError
+from zipcli.errors import ExitCode, InputError, MemoryExhaustedError, Reason, StoppedError
 from zipcli.pipeline.folder import FolderRun
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
@@ -51,6 +51,7 @@ def run(
     model: EpsModel | None = None,
     detector: Detector | None = None,
     report: Callable[[Outcome], None] = lambda _: None,
+    check_stop: Callable[[], None] = lambda: None,
     settings: dict[str, object] | None = None,
     **folder: object,
 ) -> tuple[Summary, dict[str, Outcome]]:
@@ -69,7 +70,7 @@ def run(
 
     with ledger.open():
         joined = FolderRun(Plan(base=base, config=config), purifier, detector or NoDetector(), ledger)
-        return joined.run(note), outcomes
+        return joined.run(note, check_stop), outcomes
 
 
 def test_every_file_found_ends_in_exactly_one_state(tmp_path: Path) -> None:
@@ -165,26 +166,29 @@ def test_what_the_detector_clears_passes_unchanged_and_is_never_called_done(tmp_
 def test_a_stop_leaves_complete_files_and_the_next_run_does_the_rest(tmp_path: Path) -> None:
     for n in range(20):
         save(tmp_path / "in", f"{n:02}.png", level=10 * n)
-    seen = []
+    seen: list[Outcome] = []
 
-    def stop_after_three(outcome: Outcome) -> None:
-        seen.append(outcome)
-        if len(seen) == 3:
-            raise StoppedError(130)  # type: ignore[arg-type]
+    def stop() -> None:
+        if len(seen) >= 3:
+            raise StoppedError(ExitCode.INTERRUPTED)
 
+    settings = {"batch_size": 2}
     with pytest.raises(StoppedError):
         run(
             tmp_path / "in",
             tmp_path / "out",
             model=Calm(),
-            settings={"batch_size": 2},
-            report=stop_after_three,
+            settings=settings,
+            report=seen.append,
+            check_stop=stop,
         )
-    written = list((tmp_path / "out").glob("*.png"))
+    written = sorted((tmp_path / "out").glob("*.png"))
     assert 3 <= len(written) < 20
+    assert sorted(outcome.path for outcome in seen) == [path.name for path in written]
     for path in written:
-        PIL.Image.open(path).load()
-    summary, _ = run(tmp_path / "in", tmp_path / "out", model=Calm(), settings={"batch_size": 2})
+        with PIL.Image.open(path) as image:
+            image.load()
+    summary, _ = run(tmp_path / "in", tmp_path / "out", model=Calm(), settings=settings)
     assert summary.counts == {"skipped": len(written), "done": 20 - len(written)}
 
 

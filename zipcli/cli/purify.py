@@ -391,13 +391,8 @@ def _purify_folder(
     if as_json:
         emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)
     with ledger.open(), Progress(total, verbosity=verbosity, as_json=as_json) as progress:
-
-        def report(outcome: Any) -> None:
-            progress.add(outcome)
-            stop.check()
-
         try:
-            summary = FolderRun(plan, purifier, detector, ledger).run(report)
+            summary = FolderRun(plan, purifier, detector, ledger).run(progress.add, stop.check)
         except StoppedError as e:
             _finish(progress, out, e.exit_code, as_json=as_json)
             say(f"stopped; to go on, run the same command again: {shlex.join(['zipcli', *sys.argv[1:]])}")

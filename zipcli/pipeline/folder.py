@@ -63,9 +63,16 @@ class FolderRun:
         self.purifier = purifier
         self.detector = detector
         self.ledger = ledger
+        self._unreported: dict[str, Outcome] = {}
 
-    def run(self, report: Callable[[Outcome], None]) -> Summary:
+    def run(
+        self, report: Callable[[Outcome], None], check_stop: Callable[[], None] = lambda: None
+    ) -> Summary:
         """Purify everything, telling `report` of each image as it is finished.
+
+        Args:
+            report: Called once for each image that is in the ledger when this returns or raises.
+            check_stop: Called between images; it may raise to stop.
 
         Raises:
             OutputError: The output cannot be written; everything written so far is complete.
@@ -75,10 +82,14 @@ class FolderRun:
         pool = ThreadPoolExecutor(self.config.jobs, thread_name_prefix="zipcli")
         try:
             for outcome in self.stream(pool):
+                self._unreported.pop(outcome.path, None)
                 summary.add(outcome)
                 report(outcome)
+                check_stop()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            for outcome in self._unreported.values():  # written while we were stopping
+                report(outcome)
         return summary
 
     def stream(self, pool: ThreadPoolExecutor) -> Iterator[Outcome]:
@@ -98,7 +109,7 @@ class FolderRun:
         """Yield the files of the plan, recording those that cannot be taken."""
         for entry in self.plan.entries():
             if isinstance(entry, Outcome):
-                self.ledger.finish(entry)
+                self._finish(entry)
             yield entry
 
     def load(self, entry: Entry) -> Loaded | Outcome:
@@ -215,8 +226,7 @@ class FolderRun:
             lossy=is_lossy(out_format),
             notes=(*picture.notes, *_misnamed(entry.path, picture.format)),
         )
-        self.ledger.finish(outcome)
-        return outcome
+        return self._finish(outcome)
 
     def output_format(self, item: Item) -> str:
         """The format to write; a name was planned for PNG where its format cannot be kept."""
@@ -230,7 +240,12 @@ class FolderRun:
         outcome = Outcome(
             path=entry.path, state="failed", reason=error.reason, message=str(error), in_sha256=sha256
         )
+        return self._finish(outcome)
+
+    def _finish(self, outcome: Outcome) -> Outcome:
+        """Record what became of an image, in any thread."""
         self.ledger.finish(outcome)
+        self._unreported[outcome.path] = outcome
         return outcome
 
 
