@@ -4,13 +4,14 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from zipcli.cli.console import Progress, closed_streams, emit, printable, say
+from zipcli.cli.console import Progress, closed_streams, emit, say
 from zipcli.cli.options import Name, given
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
@@ -30,7 +31,8 @@ from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
 
 if TYPE_CHECKING:
     from zipcli.pipeline.ledger import Ledger
-    from zipcli.pipeline.plan import Plan
+    from zipcli.pipeline.outcome import Outcome
+    from zipcli.pipeline.plan import Entry, Plan
 
 PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
 FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
@@ -334,9 +336,15 @@ def _check_plan(plan: "Plan", stop: StopSignals) -> int:
     from zipcli.pipeline.plan import collisions
 
     total = 0
-    for _ in plan.entries():
-        stop.check()
-        total += 1
+
+    def counted() -> Iterator["Entry | Outcome"]:
+        nonlocal total
+        for entry in plan.entries():
+            stop.check()
+            total += 1
+            yield entry
+
+    shared = collisions(counted())
     if total == 0:
         raise ConfigError(
             f"{plan.base}: no images found; images are files named {' '.join(FolderConfig.include)}, "
@@ -344,7 +352,6 @@ def _check_plan(plan: "Plan", stop: StopSignals) -> int:
             if plan.config.include == FolderConfig.include
             else f"{plan.base}: no file matches --include {' '.join(plan.config.include)}"
         )
-    shared = collisions(plan.entries())
     if shared:
         lines = [
             f"  {shown(a)} and {shown(b)} would both become {shown(target)}" for a, b, target in shared[:20]
@@ -372,8 +379,7 @@ def _purify_folder(
     from zipcli.pipeline.ledger import Ledger
 
     ledger = Ledger(out)
-    _refuse_foreign(plan, ledger)
-    stop.check()
+    _refuse_foreign(plan, ledger, stop)
 
     from zipcli.pipeline.folder import FolderRun
     from zipcli.pipeline.purifier import Purifier
@@ -391,37 +397,36 @@ def _purify_folder(
     if as_json:
         emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)
     with ledger.open(), Progress(total, verbosity=verbosity, as_json=as_json) as progress:
+        stopped = False
         try:
-            summary = FolderRun(plan, purifier, detector, ledger).run(progress.add, stop.check)
+            code = FolderRun(plan, purifier, detector, ledger).run(progress.add, stop.check).exit_code
         except StoppedError as e:
-            _finish(progress, out, e.exit_code, as_json=as_json)
-            say(f"stopped; to go on, run the same command again: {shlex.join(['zipcli', *sys.argv[1:]])}")
-            return e.exit_code
-    _finish(progress, out, summary.exit_code, as_json=as_json)
-    if stale := ledger.stale():
-        say(f"Warning: {stale} images in {shown(str(out))} are still those of other settings; see the ledger")
-    return summary.exit_code
-
-
-def _finish(progress: Progress, out: Path, code: ExitCode, *, as_json: bool) -> None:
-    progress.__exit__(None, None, None)  # the summary comes below the bar, not above it
+            code, stopped = e.exit_code, True
     progress.finish(str(out))
     if as_json:
         emit("run_end", **progress.summary.as_json(), exit_code=int(code))
+    if stopped:
+        say(f"stopped; to go on, run the same command again: {shlex.join(['zipcli', *sys.argv[1:]])}")
+    elif stale := ledger.stale():
+        say(f"Warning: {stale} images in {shown(str(out))} are still those of other settings; see the ledger")
+    return code
 
 
-def _refuse_foreign(plan: "Plan", ledger: "Ledger") -> None:
+def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
     """Refuse before any work when outputs exist that we did not write."""
     from zipcli.pipeline.ledger import Decision
     from zipcli.pipeline.plan import Entry, files_in_the_way
 
-    foreign = [
-        entry.target
-        for entry in plan.entries()
-        if isinstance(entry, Entry)
-        and ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite) is Decision.REFUSE
-    ]
-    blocking = files_in_the_way(plan.entries(), ledger.out)
+    foreign = []
+    folders: set[str] = set()
+    for entry in plan.entries():
+        stop.check()
+        if isinstance(entry, Entry):
+            folders.update(entry.target_folders)
+            decision = ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite)
+            if decision is Decision.REFUSE:
+                foreign.append(entry.target)
+    blocking = files_in_the_way(folders, ledger.out)
     if blocking:
         names = "\n".join(f"  {shown(name)}" for name in blocking[:20])
         raise ConfigError(f"{ledger.out}: files are in the way where folders are needed; move them\n{names}")
@@ -485,7 +490,7 @@ def _purify_pipe(
         out_format = output_format(folder_config.format, picture.format)
         encoded = encode(clean, out_format, quality=folder_config.quality, metadata=metadata)
     except (InputError, MemoryExhaustedError, NonFiniteError) as e:
-        say(printable(f"Error: {e}"))
+        say(f"Error: {e}")
         return ExitCode.SOME_FAILED
     stop.check()
     stdout.write(encoded)

@@ -24,6 +24,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from zipcli import __version__
 from zipcli.errors import ConfigError, LockedError, OutputError, shown
 from zipcli.pipeline.outcome import Outcome, json_path, path_from_json
 
@@ -216,8 +217,6 @@ class Ledger:
 
     def _append(self, line: dict[str, Any]) -> None:
         """Write one line with one call, so that lines of several threads never mix."""
-        from zipcli import __version__
-
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = {**line, "fingerprint": self.fingerprint, "time": now, "version": __version__}
         data = json.dumps(line).encode() + b"\n"
@@ -237,8 +236,6 @@ class Ledger:
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def _write_run(self) -> None:
-        from zipcli import __version__
-
         run = {
             "format": FORMAT,
             "version": __version__,

@@ -30,6 +30,11 @@ class Entry:
     target: str
     size: int
 
+    @property
+    def target_folders(self) -> list[str]:
+        """The folders that the output lies in, relative to the output folder, innermost first."""
+        return folders_of(self.target)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -116,7 +121,7 @@ def collisions(entries: Iterable[Entry | Outcome]) -> list[tuple[str, str, str]]
 
     Two inputs can share an output, or the output of one can be the folder that another needs.
     """
-    taken: dict[str, str] = {}
+    taken: dict[str, str] = {}  # names only: there may be a million
     found = []
     for entry in entries:
         if isinstance(entry, Entry):
@@ -124,15 +129,19 @@ def collisions(entries: Iterable[Entry | Outcome]) -> list[tuple[str, str, str]]
             if first != entry.path:
                 found.append((first, entry.path, entry.target))
     for target, path in taken.items():
-        for folder in _parents(target):
+        for folder in folders_of(target):
             if folder in taken:
                 found.append((taken[folder], path, folder))
     return found
 
 
-def files_in_the_way(entries: Iterable[Entry | Outcome], out: Path) -> list[str]:
+def folders_of(path: str) -> list[str]:
+    """The folders that a relative path runs through, innermost first."""
+    return [str(folder) for folder in PurePosixPath(path).parents][:-1]
+
+
+def files_in_the_way(folders: Iterable[str], out: Path) -> list[str]:
     """Find what lies in the output folder where a folder is needed."""
-    folders = {folder for e in entries if isinstance(e, Entry) for folder in _parents(e.target)}
     return sorted(f for f in folders if os.path.lexists(out / f) and not (out / f).is_dir())
 
 
@@ -194,11 +203,6 @@ def relative_paths(listed: Iterable[str], base: Path, out: Path) -> tuple[str, .
             raise ConfigError(f"{shown(name)}: lies in the output folder; leave it out of the list")
         paths.append(relative.as_posix())
     return tuple(dict.fromkeys(paths))
-
-
-def _parents(path: str) -> list[str]:
-    """The folders that a relative path runs through, outermost last."""
-    return [str(parent) for parent in PurePosixPath(path).parents][:-1]
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:

@@ -22,15 +22,15 @@ from zipcli.images.tile import (
 )
 from zipcli.protocols import EpsModel
 
-CALL_PIXELS = {"cpu": 4 * 32 * 32}
+CPU_CALL_PIXELS = 4 * 32 * 32
 """Pixels in one call of the network, for small windows. A CPU is busy with four images of 32 pixels;
 more would waste work on the last call of a batch, which is filled up."""
 
-CALL_PIXELS_ELSEWHERE = 256 * 32 * 32
+DEVICE_CALL_PIXELS = 256 * 32 * 32
+"""The same elsewhere, where a call costs a launch."""
 
 DEFAULT_WINDOW = 512
 """Side of a window for a model that takes any size: below it an image is one window."""
-
 
 DEFAULT_OVERLAP = 64
 """Pixels that neighbouring windows share: more than the built-in prior sees around a pixel."""
@@ -115,5 +115,5 @@ class WindowedModel:
 
 def images_per_call(window: tuple[int, int], device: torch.device) -> int:
     """Windows in one call of the network: a function of their size and the device alone."""
-    pixels = CALL_PIXELS.get(device.type, CALL_PIXELS_ELSEWHERE)
+    pixels = CPU_CALL_PIXELS if device.type == "cpu" else DEVICE_CALL_PIXELS
     return max(1, pixels // max(window[0] * window[1], 32 * 32))
