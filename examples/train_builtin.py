@@ -22,7 +22,7 @@ from PIL import Image
 
 from zipcli.config import NoiseSchedule
 from zipcli.models.denoiser import Denoiser
-from zipcli.models.unet import UNet, UNetConfig
+from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
 from zipcli.models.weights import write_model
 from zipcli.training.data import Source, batch_at
 from zipcli.training.trainer import TrainConfig, train
@@ -43,7 +43,7 @@ def main() -> None:
     config = TrainConfig(steps=options.steps)
     sources = load_sources(options.limit)
     torch.manual_seed(config.seed)
-    denoiser = Denoiser(UNet(UNetConfig())).to(memory_format=torch.channels_last)
+    denoiser = Denoiser(LocalUNet(LocalUNetConfig())).to(memory_format=torch.channels_last)
     history: list[dict[str, Any]] = []
 
     def report(progress: dict[str, Any]) -> None:

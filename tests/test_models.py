@@ -2,7 +2,9 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,23 +13,34 @@ from torch import Tensor, nn
 
 from zipcli.config import NoiseSchedule
 from zipcli.errors import ModelError
-from zipcli.models.catalog import CATALOG, find_model
+from zipcli.models.catalog import CATALOG
 from zipcli.models.denoiser import Denoiser, predict_eps
+from zipcli.models.hub import file_sha256
+from zipcli.models.loading import load_model
+from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
 from zipcli.models.prior import Prior
-from zipcli.models.unet import UNet, UNetConfig
-from zipcli.models.weights import load_prior, read_model, write_model
+from zipcli.models.store import find_model
+from zipcli.models.tensors import open_safetensors
+from zipcli.models.weights import write_model
 from zipcli.schedule import alpha_bars
 
 CPU = torch.device("cpu")
-TINY = UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
+TINY = LocalUNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 
 
 def tiny(seed: int = 0) -> Denoiser:
     torch.manual_seed(seed)
-    denoiser = Denoiser(UNet(TINY)).eval().requires_grad_(False)
+    denoiser = Denoiser(LocalUNet(TINY)).eval().requires_grad_(False)
     for parameter in denoiser.parameters():  # the last layers start at zero: nothing to see
         nn.init.normal_(parameter, std=0.2)
     return denoiser
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a file of ours, and what it says of itself."""
+    with open_safetensors(path) as file:
+        assert file.description is not None
+        return {name: file.read(name) for name in file.shapes}, file.description
 
 
 @pytest.fixture
@@ -92,7 +105,7 @@ def test_a_perfect_network_gives_the_true_noise_at_both_ends_of_the_chain() -> N
 
 
 def test_fractional_timesteps_lie_between_their_neighbours() -> None:
-    prior = Prior(tiny(), NoiseSchedule(), 3, 8)
+    prior = Prior(tiny(), NoiseSchedule(), 3)
     low, middle, high = prior.sigma(torch.tensor([10.0, 10.5, 11.0])).tolist()
     assert low < middle < high
     alpha_bar = alpha_bars(NoiseSchedule())[10]
@@ -101,32 +114,33 @@ def test_fractional_timesteps_lie_between_their_neighbours() -> None:
 
 
 def test_a_model_file_loads_to_the_same_network(file: Path) -> None:
-    prior, digest = load_prior(file, None, CPU)
+    loaded = load_model(str(file), CPU)
     x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 700.0])
-    expected = Prior(tiny(), NoiseSchedule(), 3, 8)(x_t, t)
-    torch.testing.assert_close(prior(x_t, t), expected)
-    assert len(digest) == 64
-    assert (prior.channels, prior.native_side, prior.minimum_side) == (3, None, 8)
-    assert read_model(file, digest).description["card"] == {"data": "none"}
+    expected = Prior(tiny(), NoiseSchedule(), 3)(x_t, t)
+    torch.testing.assert_close(loaded.model(x_t, t), expected)
+    assert loaded.sha256 == file_sha256(file)
+    assert (loaded.model.channels, loaded.model.native_side, loaded.model.minimum_side) == (3, None, 8)
+    assert read(file)[1]["card"] == {"data": "none"}
 
 
 def test_the_builtin_prior_is_small_pinned_and_says_what_it_is() -> None:
-    path, sha256 = find_model("builtin")
-    assert path.stat().st_size <= 25_000_000
-    model = read_model(path, sha256)
-    assert {"data", "licence", "steps", "loss", "recipe"} <= set(model.description["card"])
-    assert (path.parent / "README.md").is_file()
-    assert set(CATALOG) == {"builtin"}
+    files = find_model("builtin")
+    assert files.verify() == {"weights": CATALOG["builtin"].sha256}
+    assert files.weights.stat().st_size == CATALOG["builtin"].size
+    assert files.weights.stat().st_size <= 25_000_000
+    _, description = read(files.weights)
+    assert {"data", "licence", "steps", "loss", "recipe"} <= set(description["card"])
+    assert (files.weights.parent / "README.md").is_file()
 
 
 def test_wrong_bytes_are_refused_with_both_digests(file: Path) -> None:
+    good = file_sha256(file)
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
-    good = read_model(file, None).sha256
     file.write_bytes(data)
     with pytest.raises(ModelError, match=good) as caught:
-        load_prior(file, good, CPU)
-    assert read_model(file, None).sha256 in str(caught.value)
+        replace(find_model(str(file)), sha256={"weights": good}).verify()
+    assert file_sha256(file) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -142,20 +156,20 @@ def test_wrong_bytes_are_refused_with_both_digests(file: Path) -> None:
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=r"m\.safetensors"):
-        load_prior(tmp_path / "m.safetensors", None, CPU)
+        load_model(str(tmp_path / "m.safetensors"), CPU)
 
 
 def test_a_truncated_file_is_refused(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match="damaged"):
-        load_prior(file, None, CPU)
+        load_model(str(file), CPU)
 
 
 def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
     (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ModelError, match="damaged"):
-        load_prior(tmp_path / "m.safetensors", None, CPU)
+        load_model(str(tmp_path / "m.safetensors"), CPU)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -163,17 +177,17 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     next(denoiser.parameters())[0] = torch.nan
     write_model(tmp_path / "m.safetensors", denoiser, NoiseSchedule(), {})
     with pytest.raises(ModelError, match="not finite"):
-        load_prior(tmp_path / "m.safetensors", None, CPU)
+        load_model(str(tmp_path / "m.safetensors"), CPU)
 
 
 def test_another_networks_weights_are_refused(tmp_path: Path, file: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "m.safetensors")
     with pytest.raises(ModelError, match="no description"):
-        load_prior(tmp_path / "m.safetensors", None, CPU)
-    description = json.dumps(read_model(file, None).description)
+        load_model(str(tmp_path / "m.safetensors"), CPU)
+    description = json.dumps(read(file)[1])
     save_file({"weight": torch.zeros(2)}, tmp_path / "m.safetensors", metadata={"zipcli": description})
-    with pytest.raises(ModelError, match="does not describe"):
-        load_prior(tmp_path / "m.safetensors", None, CPU)
+    with pytest.raises(ModelError, match="do not fit"):
+        load_model(str(tmp_path / "m.safetensors"), CPU)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +196,11 @@ def test_another_networks_weights_are_refused(tmp_path: Path, file: Path) -> Non
 def test_an_absurd_network_is_refused_before_it_is_built(
     tmp_path: Path, file: Path, absurd: dict[str, object]
 ) -> None:
-    description = read_model(file, None).description
+    tensors, description = read(file)
     description["network"] |= absurd
-    tensors = read_model(file, None).tensors
     save_file(tensors, tmp_path / "m.safetensors", metadata={"zipcli": json.dumps(description)})
     with pytest.raises(ModelError, match="does not describe"):
-        load_prior(tmp_path / "m.safetensors", None, CPU)
+        load_model(str(tmp_path / "m.safetensors"), CPU)
 
 
 def test_unknown_names_suggest_the_nearest() -> None:

@@ -58,7 +58,7 @@ def run(
     method = {"method": "zip"} if model else {"method": "blur"}
     purifier = Purifier(purify_config(**method, transforms=("blur:2",), **(settings or {})))
     if model:
-        purifier.use(model, "0" * 64)
+        purifier.use(model, {"model_sha256": "0" * 64})
     config = FolderConfig(detector="fake" if detector else "none", **folder)  # type: ignore[arg-type]
     ledger = Ledger(out)
     ledger.use_settings({**purifier.fingerprint_parts, **config.file_settings()}, overwrite=config.overwrite)

@@ -167,7 +167,7 @@ def test_a_chain_that_fails_names_its_images() -> None:
             return eps
 
     purifier = Purifier(purify_config(transforms=("gray",)))
-    purifier.use(Broken(), "0" * 64)
+    purifier.use(Broken(), {"model_sha256": "0" * 64})
     with pytest.raises(NonFiniteError, match=r"step 0 \(timestep 950\)") as caught:
         purifier.purify_pixels([picture(seed=s) for s in range(4)])
     assert caught.value.images == (1,)
@@ -207,7 +207,7 @@ def test_exhausted_memory_is_one_error_on_every_device(error: Exception) -> None
             raise error
 
     purifier = Purifier(purify_config(transforms=("gray",)))
-    purifier.use(Hungry(), "0" * 64)
+    purifier.use(Hungry(), {"model_sha256": "0" * 64})
     with pytest.raises(MemoryExhaustedError, match="1 images of 10x12"):
         purifier.purify_pixels([picture()])
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from zipcli.models.denoiser import Denoiser
-from zipcli.models.unet import UNet, UNetConfig
+from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
 from zipcli.training.data import Source, batch_at
 from zipcli.training.trainer import TrainConfig, denoising_loss, draw_sigma, learning_rate, train
 
-TINY = UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
+TINY = LocalUNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 
 
 def images(count: int, side: int) -> list[Tensor]:
@@ -29,7 +29,7 @@ SOURCES = [
 
 def fresh() -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser(UNet(TINY))
+    return Denoiser(LocalUNet(TINY))
 
 
 def run(steps: int, checkpoint: Path, config: TrainConfig) -> tuple[Denoiser, Any, list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ METADATA = ("safe", "none")
 
 # What each method reads. An option that the chosen method does not use is refused.
 _SAMPLER = frozenset({"transforms", "model", "steps", "lambda_", "eta", "grid", "variant"})
-_NETWORK = frozenset({"device", "dtype", "batch_size", "fit", "tile", "overlap", "seed"})
+_NETWORK = frozenset({"device", "dtype", "batch_size", "fit", "tile", "overlap", "seed", "offline"})
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "zip": _SAMPLER | _NETWORK | {"clip_x0", "travel_length", "travel_repeat"},
     "blur": frozenset({"transforms", "device", "batch_size"}),
@@ -44,24 +44,40 @@ def check_choice(kind: str, value: str, known: tuple[str, ...] | Mapping[str, An
     check(value in known, unknown_name(kind, value, known))
 
 
+SCHEDULES = ("linear", "scaled_linear", "cosine", "trained")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoiseSchedule:
-    """The linear noise schedule of DDPM (Ho et al. 2020, section 4): beta rises evenly.
+    """The noise that a model was trained with: beta of each timestep.
 
     Attributes:
-        beta_start: First beta.
-        beta_end: Last beta.
+        kind: linear, beta rises evenly (Ho et al. 2020, section 4); scaled_linear, its square root
+            does (Rombach et al. 2022); cosine (Nichol and Dhariwal 2021, eq. 17); or trained, the
+            values of `betas`.
+        beta_start: First beta; cosine and trained do not use it.
+        beta_end: Last beta; likewise.
         timesteps: T, how many there are.
+        betas: Every beta of a trained schedule.
     """
 
+    kind: str = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
     timesteps: int = 1000
+    betas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_choice("noise schedule", self.kind, SCHEDULES)
         check(0 < self.beta_start <= self.beta_end < 1, "need 0 < beta_start <= beta_end < 1")
         check(1 <= self.timesteps <= 100_000, "timesteps: from 1 to 100,000")
+        check((self.kind == "trained") == (self.betas is not None), "betas belong to a trained schedule")
+        if self.betas is not None:
+            check(
+                len(self.betas) == self.timesteps, f"{len(self.betas)} betas for {self.timesteps} timesteps"
+            )
+            check(all(0 < beta < 1 for beta in self.betas), "betas must lie between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +112,7 @@ class MethodConfig:
         check_choice("grid", self.grid, GRIDS)
         check(
             self.grid != "full" or self.steps in (MethodConfig.steps, 1000),
-            f"grid full visits all 1000 timesteps; leave out steps {self.steps}",
+            f"grid full visits every timestep; leave out steps {self.steps}",
         )
         check(self.travel_length >= 1, f"travel length: {self.travel_length} is not at least 1")
         check(1 <= self.travel_repeat <= 1000, f"travel repeat: {self.travel_repeat} is not from 1 to 1000")
@@ -115,7 +131,8 @@ class PurifyConfig(MethodConfig):
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
             and applied left to right; the corrections of several values are averaged.
         variant: A published group of settings, or None.
-        model: "builtin" or the path of a model file.
+        model: A name of the catalog such as "builtin", `owner/name[@revision][/file]` on the
+            Hugging Face Hub, or the path of a file or folder.
         fit: What to do with an image that is larger than one window of the model.
         tile: Side of a window in pixels; None for the model's own.
         overlap: Pixels that neighbouring windows share; None for 64, or half of a small window.
@@ -123,6 +140,7 @@ class PurifyConfig(MethodConfig):
         dtype: Precision inside the network; the chain itself is always float32.
         batch_size: Images purified together; None to choose by their size. It changes no pixel.
         seed: Seed of the noise. Each image has its own noise, drawn from the seed and its pixels.
+        offline: Never connect to the Hub; a model that is not here is an error.
     """
 
     method: str = "zip"
@@ -136,6 +154,7 @@ class PurifyConfig(MethodConfig):
     dtype: str = "auto"
     batch_size: int | None = None
     seed: int = 1234
+    offline: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -179,7 +198,7 @@ class PurifyConfig(MethodConfig):
     def pixel_settings(self) -> dict[str, Any]:
         """What can change a pixel: the settings the method reads, less where and how many."""
         # A variant is a name for the values beside it; the digest of a model says more than its path.
-        used = METHOD_SETTINGS[self.method] - {"device", "batch_size", "variant", "model"}
+        used = METHOD_SETTINGS[self.method] - {"device", "batch_size", "variant", "model", "offline"}
         settings = {name: value for name, value in asdict(self).items() if name in used}
         if settings.get("grid") == "full":
             settings["steps"] = 1000  # whatever was said, all of them are visited

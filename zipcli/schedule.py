@@ -1,5 +1,7 @@
 """alpha_bar of a noise schedule, shared by the models and the methods."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,5 +20,18 @@ def alpha_bars(schedule: NoiseSchedule) -> Tensor:
     Source: Ho et al. 2020, section 2, 0-based. Built in float64: in float16 the first value rounds
     to 1 and the last ones lose their bits.
     """
-    betas = torch.linspace(schedule.beta_start, schedule.beta_end, schedule.timesteps, dtype=torch.float64)
-    return (1 - betas).cumprod(0)
+    return (1 - betas(schedule)).cumprod(0)
+
+
+def betas(schedule: NoiseSchedule) -> Tensor:
+    """The share of the variance that each step replaces by noise, float64, (T,), within (0, 1)."""
+    first, last, steps = schedule.beta_start, schedule.beta_end, schedule.timesteps
+    if schedule.kind == "linear":
+        return torch.linspace(first, last, steps, dtype=torch.float64)
+    if schedule.kind == "scaled_linear":
+        return torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+    if schedule.kind == "trained":
+        return torch.tensor(schedule.betas, dtype=torch.float64)
+    share = torch.arange(steps + 1, dtype=torch.float64) / steps
+    left = torch.cos((share + 0.008) / 1.008 * (math.pi / 2)) ** 2
+    return (1 - left[1:] / left[:-1]).clamp(max=0.999)

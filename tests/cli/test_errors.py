@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from zipcli.errors import Reason
-from zipcli.models.catalog import find_model
+from zipcli.models.store import find_model
 
 
 def encoded(format: str, size: tuple[int, int] = (16, 16), **options: Any) -> bytes:
@@ -278,7 +278,7 @@ def model_refused(here: Path, file: str) -> str:
 
 def builtin() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The weights and the header of the built-in model."""
-    with safe_open(find_model("builtin")[0], framework="pt") as file:
+    with safe_open(find_model("builtin").weights, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118  # no mapping
 
 
@@ -335,7 +335,7 @@ def test_a_pickle_exits_4_and_is_never_run(here: Path, name: str, writer: str) -
     ids=["empty", "seven bytes", "half", "one byte short", "one word long", "html", "lfs", "length"],
 )
 def test_a_damaged_model_exits_4_and_is_named(here: Path, damage: Callable[[bytes], bytes]) -> None:
-    (here / "model.safetensors").write_bytes(damage(find_model("builtin")[0].read_bytes()))
+    (here / "model.safetensors").write_bytes(damage(find_model("builtin").weights.read_bytes()))
     assert "model.safetensors: not a safetensors file, or a damaged one" in model_refused(
         here, "model.safetensors"
     )
@@ -361,7 +361,7 @@ def test_a_model_without_a_weight_exits_4(here: Path) -> None:
 
 def test_a_model_of_somebody_else_exits_4(here: Path) -> None:
     save_file({"weight": torch.zeros(3)}, here / "model.safetensors")
-    assert "not a model of this version of zipcli" in model_refused(here, "model.safetensors")
+    assert "the file has no description of its network" in model_refused(here, "model.safetensors")
 
 
 @pytest.mark.parametrize(

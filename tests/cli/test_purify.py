@@ -31,7 +31,7 @@ from PIL import Image
 
 from zipcli.cli.purify import purify
 from zipcli.config import FITS, METHOD_SETTINGS, FolderConfig, PurifyConfig
-from zipcli.models.catalog import find_model
+from zipcli.models.store import find_model
 
 LATIN_1 = os.fsdecode(b"caf\xe9.png")
 """A name that is not UTF-8."""
@@ -76,7 +76,8 @@ def test_a_run_without_options_records_the_defaults(here: Path) -> None:
     settings = json_lines(result.stdout)[0]["settings"]
     expected = {**PurifyConfig().pixel_settings(), **FolderConfig().file_settings()}
     assert (settings["tile"], settings["overlap"]) == (512, 64)
-    del expected["tile"], expected["overlap"]  # left to the model
+    assert settings["dtype"] == "float32"
+    del expected["tile"], expected["overlap"], expected["dtype"]  # left to the model
     assert {name: settings[name] for name in expected} == json.loads(json.dumps(expected))
 
 
@@ -198,6 +199,7 @@ UNUSED = {
     "--travel-length": "2",
     "--travel-repeat": "2",
     "--model": "builtin",
+    "--offline": None,
     "--fit": "tile",
     "--tile": "32",
     "--overlap": "3",
@@ -674,7 +676,7 @@ def test_settings_that_change_no_pixel_may_change_between_runs(finished: Path) -
 
 def test_the_same_model_under_another_name_goes_on(here: Path) -> None:
     picture(here / "in" / "a.png")
-    (here / "model.safetensors").write_bytes(find_model("builtin")[0].read_bytes())
+    (here / "model.safetensors").write_bytes(find_model("builtin").weights.read_bytes())
     assert invoke("purify", "in", "out", "--model", "model.safetensors").exit_code == 0
     again = invoke("purify", "in", "out", "--model", here / "model.safetensors", "--json")
     assert again.exit_code == 0, again.stderr

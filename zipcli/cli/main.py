@@ -17,6 +17,7 @@ from zipcli.registry import unknown_name
 
 COMMANDS = {
     "purify": "zipcli.cli.purify:purify",
+    "models": "zipcli.cli.models:models",
 }
 
 

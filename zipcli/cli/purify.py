@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from zipcli.cli.console import Progress, closed_streams, emit, say
+from zipcli.cli.downloads import model_listener
 from zipcli.cli.options import Name, given
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
@@ -118,9 +119,11 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "-m",
     default=PurifyConfig.model,
     show_default=True,
-    metavar="NAME|FILE",
-    help="The diffusion prior: builtin, or a .safetensors file.",
+    metavar="NAME",
+    help="The diffusion prior: a name that `zipcli models list` shows, owner/name[@revision][/file] on the "
+    "Hugging Face Hub, or a file or folder.",
 )
+@click.option("--offline", is_flag=True, help="Never connect to the Hub; the model must be here.")
 @click.option(
     "--fit",
     type=Name("fit", FITS),
@@ -385,7 +388,7 @@ def _purify_folder(
     from zipcli.pipeline.purifier import Purifier
 
     detector = DETECTORS[plan.config.detector]()
-    purifier = Purifier.from_config(config)
+    purifier = Purifier.from_config(config, model_listener(stop, quiet=verbosity < 0))
     settings = {**purifier.fingerprint_parts, **plan.config.file_settings()}
     ledger.use_settings(settings, overwrite=plan.config.overwrite)
     if ledger.damaged_lines:
@@ -483,7 +486,7 @@ def _purify_pipe(
     data = stop.read(_stdin())
     try:
         picture = decode(data, "standard input")
-        purifier = Purifier.from_config(config)
+        purifier = Purifier.from_config(config, model_listener(stop, quiet=not verbose))
         purifier.stop_with(stop.check)
         clean = purifier.purify_pixels([picture.pixels])[0]
         metadata = picture.metadata if folder_config.metadata == "safe" else None

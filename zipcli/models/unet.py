@@ -1,154 +1,253 @@
-"""The small U-Net of the built-in prior: convolutions and per-pixel normalisation only.
+"""The U-Net of the published diffusion models: DDPM's, as diffusers saves it, and OpenAI's.
 
-Nothing in it looks further than its receptive field (about 45 pixels), so it runs at any image
-side, and windows of a large image agree wherever they overlap by more than that.
+Both are one network with a handful of conventions that differ; `UNetConfig` names them all. The
+built-in prior is another network (`local_unet.py`): it normalises each pixel by itself, joins its
+levels by space-to-depth and sees noise levels instead of timesteps. Written as one, every line of
+the forward pass would have to ask which of the two it is.
+
+Source: Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3.
 """
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipcli.config import check
+from zipcli.models.unet_config import UNetConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """Shape of a `UNet`.
-
-    Attributes:
-        channels: Colour channels in and out.
-        widths: Feature channels of each level; every level halves the side.
-        blocks: Residual blocks of each level, on the way down and again on the way up. The last
-            level has them once.
-        embedding: Features of the noise-level embedding.
-    """
-
-    channels: int = 3
-    widths: tuple[int, ...] = (48, 96, 128)
-    blocks: tuple[int, ...] = (1, 1, 3)
-    embedding: int = 128
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that no honest file has, before a network is built from them."""
-        levels = len(self.widths)
-        check(1 <= levels <= 8 and len(self.blocks) == levels, "network: 1 to 8 levels, each with blocks")
-        check(all(1 <= w <= 2048 for w in self.widths), "network: widths from 1 to 2048")
-        check(all(1 <= b <= 16 for b in self.blocks), "network: 1 to 16 blocks in a level")
-        check(self.embedding in range(4, 4097, 2), "network: an even embedding from 4 to 4096")
-        check(self.channels in (1, 3), "network: 1 or 3 channels")
-
-    @property
-    def multiple(self) -> int:
-        """Sides are padded to a multiple of this inside the network, in pixels."""
-        return int(2 ** (len(self.widths) - 1))
-
-
-class PixelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel; no pixel sees another one.
-
-    GroupNorm would average over the whole image: windows of one photo would then disagree, and a
-    prior trained on 32-pixel crops would meet other statistics at 256 pixels.
-    """
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in float32, whatever the precision around it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W) over C."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """Normalise (N, C, H, W)."""
+        return super().forward(input.float()).to(input.dtype)
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions around a residual, modulated by the noise level."""
+    """Two 3x3 convolutions around a residual, told the timestep in between."""
 
-    def __init__(self, width: int, embedding: int) -> None:
-        """Build a block of `width` channels; the last convolution starts at zero."""
+    def __init__(
+        self, config: UNetConfig, width_in: int, width_out: int, resample: str = "", scale: float = 1
+    ):
+        """Build a block; `resample` is "up", "down" or empty, and its sum is divided by `scale`."""
         super().__init__()
-        self.norm1 = PixelNorm(width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = PixelNorm(width)
-        self.modulation = nn.Linear(embedding, 2 * width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(cast(Tensor, self.conv2.bias))
+        self.resample = resample
+        self.scale = scale
+        self.scale_shift = config.scale_shift
+        self.activation = getattr(F, config.activation)
+        self.norm1 = GroupNorm(config.norm_groups, width_in, config.norm_eps)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.time = nn.Linear(config.time_width, 2 * width_out if config.scale_shift else width_out)
+        self.norm2 = GroupNorm(config.norm_groups, width_out, config.norm_eps)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.skip = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """Map (N, width, H, W) and (N, embedding) to (N, width, H, W)."""
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        r = self.conv1(F.silu(self.norm1(h)))
-        r = torch.addcmul(shift, self.norm2(r), 1 + scale)
-        return cast(Tensor, h + self.conv2(F.silu(r)))
+        """Map (N, width_in, H, W) and (N, time_width) to (N, width_out, H', W')."""
+        r = self.activation(self.norm1(h))
+        if self.resample == "down":
+            h, r = F.avg_pool2d(h, 2), F.avg_pool2d(r, 2)
+        elif self.resample == "up":
+            h, r = F.interpolate(h, scale_factor=2.0), F.interpolate(r, scale_factor=2.0)
+        r = self.conv1(r)
+        time = self.time(self.activation(embedding)).to(r.dtype)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            r = torch.addcmul(shift, self.norm2(r), 1 + scale)
+        else:
+            r = self.norm2(r + time)
+        out: Tensor = self.skip(h) + self.conv2(self.activation(r))
+        return out if self.scale == 1 else out / self.scale
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of one image."""
+
+    def __init__(self, config: UNetConfig, width: int, groups: int | None, scale: float = 1):
+        """Build attention over `width` channels; without `groups` its input is not normalised."""
+        super().__init__()
+        self.heads = config.heads_of(width)
+        self.scale = scale
+        self.norm = GroupNorm(groups, width, config.norm_eps) if groups else nn.Identity()
+        self.qkv = nn.Linear(width, 3 * width)  # rows: all q, all k, all v, heads inside each
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map (N, width, H, W) to the same shape."""
+        pixels = self.norm(h).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(pixels).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out: Tensor = h + self.proj(mixed).transpose(1, 2).unflatten(2, h.shape[-2:])
+        return out if self.scale == 1 else out / self.scale
+
+
+class Downsample(nn.Module):
+    """A strided convolution: half the side."""
+
+    def __init__(self, width: int, *, asymmetric: bool):
+        """Build it for `width` channels, with padding on all sides or on the right and below only."""
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, h: Tensor, _: Tensor) -> Tensor:
+        """Map (N, width, H, W) to (N, width, H / 2, W / 2)."""
+        out: Tensor = self.conv(F.pad(h, (0, 1, 0, 1)) if self.asymmetric else h)
+        return out
+
+
+class Upsample(nn.Module):
+    """Each pixel four times, then a convolution."""
+
+    def __init__(self, width: int):
+        """Build it for `width` channels."""
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor, _: Tensor) -> Tensor:
+        """Map (N, width, H, W) to (N, width, 2 H, 2 W)."""
+        out: Tensor = self.conv(F.interpolate(h, scale_factor=2.0))
+        return out
+
+
+class Level(nn.Module):
+    """The blocks of one side length, on the way down or up, and the step to the next."""
+
+    def __init__(self, res: list[ResBlock], attn: list[Attention], resample: nn.Module | None):
+        """Join residual blocks, an attention after each of them or none at all, and the resampling."""
+        super().__init__()
+        self.res = nn.ModuleList(res)
+        self.attn = nn.ModuleList(attn)
+        self.resample = resample
+
+    def block(self, j: int, h: Tensor, embedding: Tensor) -> Tensor:
+        """Apply residual block j and the attention after it, if there is one."""
+        out: Tensor = self.res[j](h, embedding)
+        return self.attn[j](out) if j < len(self.attn) else out
 
 
 class UNet(nn.Module):
-    """Network F of the prior: an image and its noise level in, an image out."""
+    """An image with noise and its timestep in, the noise out (or what `config.prediction` says)."""
 
     def __init__(self, config: UNetConfig) -> None:
-        """Build the network with fresh weights."""
+        """Build the network; its weights mean nothing before they are loaded."""
         super().__init__()
         self.config = config
-        widths, blocks, e = config.widths, config.blocks, config.embedding
-        self.embed = nn.Sequential(nn.Linear(e, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
-        self.stem = nn.Conv2d(config.channels, widths[0], 3, padding=1)
+        widths, last = config.widths, len(config.widths) - 1
+        self.time = nn.ModuleList(
+            [
+                nn.Linear(config.time_features, config.time_width),
+                nn.Linear(config.time_width, config.time_width),
+            ]
+        )
+        self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        skips, h = [widths[0]], widths[0]
+        down: list[Level] = []
+        for i, width in enumerate(widths):
+            res, attn = [], []
+            for _ in range(config.blocks):
+                res.append(ResBlock(config, h, width))
+                attn.extend(self._attention(width) if config.attention_down[i] else [])
+                h = width
+                skips.append(h)
+            down.append(Level(res, attn, self._resample("down", width) if i < last else None))
+            skips.extend([h] if i < last else [])
+        self.down = nn.ModuleList(down)
+        self.mid = self._middle(widths[-1])
+        up: list[Level] = []
+        for i, width in reversed(list(enumerate(widths))):
+            res, attn = [], []
+            for _ in range(config.blocks + 1):
+                res.append(ResBlock(config, h + skips.pop(), width))
+                attn.extend(self._attention(width) if config.attention_up[i] else [])
+                h = width
+            up.append(Level(res, attn, self._resample("up", width) if i > 0 else None))
+        self.up = nn.ModuleList(up)  # coarsest first, as they are walked
+        self.head = nn.ModuleDict(
+            {
+                "norm": GroupNorm(config.norm_groups, widths[0], config.norm_eps),
+                "conv": nn.Conv2d(widths[0], config.out_channels, 3, padding=1),
+            }
+        )
 
-        def level(i: int) -> nn.ModuleList:
-            return nn.ModuleList(ResBlock(widths[i], e) for _ in range(blocks[i]))
-
-        last = len(widths) - 1
-        self.down_blocks = nn.ModuleList(level(i) for i in range(last))
-        self.down = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 2, stride=2) for i in range(last))
-        self.middle = level(last)
-        self.up = nn.ModuleList(nn.Conv2d(widths[i + 1], 4 * widths[i], 1) for i in range(last))
-        self.up_blocks = nn.ModuleList(level(i) for i in range(last))
-        self.norm = PixelNorm(widths[0])
-        self.out = nn.Conv2d(widths[0], config.channels, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(cast(Tensor, self.out.bias))
-
-    def forward(self, x: Tensor, noise_level: Tensor) -> Tensor:
-        """Apply F.
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Apply the network.
 
         Args:
-            x: Images, (N, C, H, W), of about unit variance, any H and W.
-            noise_level: ln(sigma) / 4, (N,).
+            x: States, (N, in_channels, H, W), float32; H and W multiples of `config.multiple`.
+            t: Timestep of each, (N,), already scaled; fractions are allowed.
 
         Returns:
-            (N, C, H, W), of about unit variance.
+            (N, out_channels, H, W), float32.
         """
-        height, width = x.shape[-2:]
-        m = self.config.multiple
-        pad = (0, -width % m, 0, -height % m)
-        h = self.stem(F.pad(x, pad, mode="replicate") if any(pad) else x)
-        embedding = self.embed(noise_features(noise_level, self.config.embedding))
-        skips = []
-        for blocks, down in zip(self.down_blocks, self.down, strict=True):
-            for block in cast(nn.ModuleList, blocks):
-                h = block(h, embedding)
-            skips.append(h)
-            h = down(h)
-        for block in self.middle:
-            h = block(h, embedding)
-        for i in reversed(range(len(skips))):
-            h = F.pixel_shuffle(self.up[i](h), 2) + skips[i]
-            for block in cast(nn.ModuleList, self.up_blocks[i]):
-                h = block(h, embedding)
-        out: Tensor = self.out(F.silu(self.norm(h)))
-        return out[..., :height, :width]
+        features = timestep_features(t, self.config)
+        embedding = self.time[1](F.silu(self.time[0](features)))
+        h = self.stem((2 * x - 1 if self.config.center_input else x).to(self.stem.weight.dtype))
+        skips = [h]
+        for level in cast("list[Level]", self.down):
+            for j in range(self.config.blocks):
+                h = level.block(j, h, embedding)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h, embedding)
+                skips.append(h)
+        h = self.mid.block(1, self.mid.block(0, h, embedding), embedding)
+        for level in cast("list[Level]", self.up):
+            for j in range(self.config.blocks + 1):
+                h = level.block(j, torch.cat([h, skips.pop()], dim=1), embedding)
+            if level.resample is not None:
+                h = level.resample(h, embedding)
+        out: Tensor = self.head["conv"](F.silu(self.head["norm"](h.float())))
+        return out
+
+    def set_torso(self, dtype: torch.dtype) -> None:
+        """Run convolutions and attention in `dtype`; the rest stays float32.
+
+        Normalisations, the embedding of the timestep and the last convolution need the digits.
+        The weights must not be loaded yet, or be of no use any more in float32.
+
+        Source: OpenAI's guided-diffusion halves the same parameters.
+        """
+        for part in (self.stem, self.down, self.mid, self.up):
+            for name, module in part.named_modules():
+                if isinstance(module, nn.Conv2d | nn.Linear) and not name.endswith("time"):
+                    module.to(dtype)
+
+    def _attention(self, width: int) -> list[Attention]:
+        return [Attention(self.config, width, self.config.norm_groups)]
+
+    def _middle(self, width: int) -> Level:
+        config, scale = self.config, self.config.middle_scale
+        groups = config.middle_groups if config.attention_middle_norm else None
+        attention = [Attention(config, width, groups, scale)] if config.attention_middle else []
+        return Level([ResBlock(config, width, width, scale=scale) for _ in range(2)], attention, None)
+
+    def _resample(self, direction: str, width: int) -> nn.Module:
+        if self.config.resample == "residual":
+            return ResBlock(self.config, width, width, direction)
+        if direction == "up":
+            return Upsample(width)
+        return Downsample(width, asymmetric=self.config.asymmetric_padding)
 
 
-def noise_features(noise_level: Tensor, features: int) -> Tensor:
-    """Sines and cosines of the noise level.
+def timestep_features(t: Tensor, config: UNetConfig) -> Tensor:
+    """Sines and cosines of timesteps.
 
     Args:
-        noise_level: ln(sigma) / 4, (N,), about -1.2 to 1.2.
-        features: An even number.
+        t: Timesteps, (N,).
+        config: Says how many, which first, and the shift of the frequencies.
 
     Returns:
-        (N, features); the frequencies rise geometrically from 1 to 64 radians per unit, enough
-        to tell neighbouring noise levels apart without noise between them.
+        (N, time_features), float32: bfloat16 cannot even tell 999 from 1000.
+
+    Source: Vaswani et al. 2017, section 3.5; DDPM shifts the frequencies by one.
     """
-    half = features // 2
-    frequencies = torch.exp(torch.arange(half, device=noise_level.device) * (math.log(64) / (half - 1)))
-    angles = noise_level.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    half = config.time_features // 2
+    k = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(10000) * k / (half - config.frequency_shift))
+    angles = t.float()[:, None] * frequencies
+    parts = [angles.sin(), angles.cos()] if config.sines_first else [angles.cos(), angles.sin()]
+    return torch.cat(parts, dim=1)

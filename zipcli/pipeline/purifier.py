@@ -17,8 +17,8 @@ from zipcli.images.fit import fit, fitted_size, unfit
 from zipcli.images.load import decode, from_pil, read_file
 from zipcli.methods import METHODS
 from zipcli.methods.grids import chain
-from zipcli.models.catalog import find_model
-from zipcli.models.weights import load_prior
+from zipcli.models.hub import Listener
+from zipcli.models.loading import load_model
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel, images_per_call
 from zipcli.protocols import EpsModel
 from zipcli.schedule import alpha_bars
@@ -81,16 +81,24 @@ class Purifier:
         return cls.from_config(purify_config(**settings))
 
     @classmethod
-    def from_config(cls, config: PurifyConfig) -> "Purifier":
-        """Load the model that the settings name and build a purifier."""
+    def from_config(cls, config: PurifyConfig, listener: Listener | None = None) -> "Purifier":
+        """Load the model that the settings name and build a purifier.
+
+        `listener` is told of a download, and of what the user should know of the model.
+        """
         purifier = cls(config)
         if config.needs_model:
-            path, sha256 = find_model(config.model)
-            purifier.use(*load_prior(path, sha256, purifier.device))
+            listener = listener or Listener()
+            loaded = load_model(
+                config.model, purifier.device, config.dtype, offline=config.offline, listener=listener
+            )
+            for note in loaded.notes:
+                listener.note(note)
+            purifier.use(loaded.model, loaded.fingerprint)
         return purifier
 
-    def use(self, model: EpsModel, sha256: str) -> None:
-        """Purify with `model`, a diffusion prior whose file has the digest `sha256`.
+    def use(self, model: EpsModel, fingerprint: dict[str, Any]) -> None:
+        """Purify with `model`, a diffusion prior; `fingerprint` tells it from others, for JSON.
 
         Raises:
             ConfigError: The sizes or the steps do not fit the model.
@@ -108,9 +116,8 @@ class Purifier:
             f"overlap: {config.overlap} is more than half of the window, {side} pixels",
         )
         overlap = min(DEFAULT_OVERLAP, side // 2) if config.overlap is None else config.overlap
-        dtype: torch.dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-        self._model = WindowedModel(model, side, overlap, dtype)
-        self.fingerprint_parts |= {"model_sha256": sha256, "tile": side, "overlap": overlap}
+        self._model = WindowedModel(model, side, overlap)
+        self.fingerprint_parts |= {**fingerprint, "tile": side, "overlap": overlap}
 
     @overload
     def __call__(self, image: str | PathLike[str]) -> PIL.Image.Image: ...

@@ -46,21 +46,19 @@ class WindowedModel:
     native_side = None
     minimum_side = 1
 
-    def __init__(self, model: EpsModel, side: int, overlap: int, dtype: torch.dtype) -> None:
-        """Wrap `model`; the network runs in `dtype`, everything else in float32.
+    def __init__(self, model: EpsModel, side: int, overlap: int) -> None:
+        """Wrap `model`.
 
         Args:
             model: Takes squares of its native side, or any side from its minimum.
             side: Side of a window in pixels; the model's own where it has one.
             overlap: Pixels that neighbouring windows share.
-            dtype: torch.float32, or a shorter type for autocast.
         """
         self.model = model
         self.schedule = model.schedule
         self.channels = model.channels
         self.side = side
         self.overlap = overlap
-        self.dtype = dtype
         self.before_call: Callable[[], None] = lambda: None
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
@@ -107,9 +105,7 @@ class WindowedModel:
                 chunk = torch.cat([chunk, chunk[:1].expand(missing, -1, -1, -1)])
                 times = torch.cat([times, times[:1].expand(missing)])
             chunk = chunk.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                eps = self.model(chunk, times)
-            outputs.append(eps[: size - missing, : self.channels].float())
+            outputs.append(self.model(chunk, times)[: size - missing, : self.channels])
         return torch.cat(outputs)
 
 

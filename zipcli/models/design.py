@@ -1,0 +1,185 @@
+"""Understands the files of a model: which network, which noise, where each parameter is."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zipcli.config import NoiseSchedule, check
+from zipcli.errors import ConfigError, ModelError, shown
+from zipcli.models.catalog import Architecture
+from zipcli.models.foreign import check_pipeline, diffusers_config, diffusers_schedule
+from zipcli.models.layouts import Source, diffusers_sources, guided_sources
+from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
+from zipcli.models.store import ModelFiles, read_json
+from zipcli.models.tensors import OpenFile, SafetensorsFile, open_safetensors
+from zipcli.models.unet import UNet
+from zipcli.models.unet_config import UNetConfig
+
+FORMAT = 1
+"""Version of the description in the header of our files; it rises when older programs cannot read a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What a model computes, and where its file has each parameter.
+
+    Attributes:
+        network: Settings of the network; their class says which network.
+        schedule: The noise it was trained with.
+        sources: Where each parameter comes from, by our name.
+        layout: Whose names the file uses: ours, diffusers' or OpenAI's ("guided").
+        sigma_data: Of the preconditioning around a `LocalUNet`.
+        card: How the model was made, where the file says so.
+        notes: What the user should know.
+    """
+
+    network: UNetConfig | LocalUNetConfig
+    schedule: NoiseSchedule
+    sources: Mapping[str, Source]
+    layout: str
+    sigma_data: float = 0.5
+    card: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def build(self) -> nn.Module:
+        """Build the network without weights, on the meta device."""
+        with torch.device("meta"):
+            return UNet(self.network) if isinstance(self.network, UNetConfig) else LocalUNet(self.network)
+
+
+@contextmanager
+def open_model(files: ModelFiles) -> Iterator[tuple[SafetensorsFile, Design]]:
+    """Open the files of a model: every tensor has its place and shape, and none is read yet.
+
+    Raises:
+        ModelError: They are damaged, or do not describe a network that we can build.
+    """
+    with open_safetensors(files.weights) as file:
+        design = read_design(files, file)
+        check_shapes(design.sources, file, files.weights)
+        yield file, design
+
+
+def read_design(files: ModelFiles, file: OpenFile) -> Design:
+    """Read what the files say of their network.
+
+    Raises:
+        ModelError: It is nothing that we can build.
+    """
+    try:
+        return _design(files, file)
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+        raise ModelError(
+            f"{shown(str(files.config or files.weights))}: does not describe a network that we can build: "
+            + (str(e) if isinstance(e, ConfigError) else f"{type(e).__name__}: {shown(str(e)[:200])}")
+        ) from e
+
+
+def _design(files: ModelFiles, file: OpenFile) -> Design:
+    if (own := file.description) is not None:
+        return _own_design(own)
+    if files.config is not None:
+        return _diffusers_design(files, files.config, file)
+    if files.architecture is not None:
+        return architecture_design(files.architecture)
+    like = ""
+    if "input_blocks.0.0.weight" in file.shapes:
+        like = (
+            "; it has OpenAI's names: if you know its kind, `zipcli models convert --like` writes that down"
+        )
+    raise ModelError(
+        f"{shown(str(files.weights))}: the file has no description of its network, and there is no "
+        f"config.json beside it{like}"
+    )
+
+
+def _own_design(own: Mapping[str, Any]) -> Design:
+    check(own.get("format") == FORMAT, "not a model of this version of zipcli")
+    kind = own.get("architecture", "local-unet")
+    check(kind in ("local-unet", "unet"), "its kind of network is not one of this version of zipcli")
+    settings = tuples(own["network"])
+    network = UNetConfig(**settings) if kind == "unet" else LocalUNetConfig(**settings)
+    sigma_data = own.get("sigma_data", 0.5)
+    check(0 < sigma_data < 1e6, f"sigma_data: {sigma_data} is not a positive number")
+    design = Design(
+        network=network,
+        schedule=NoiseSchedule(**tuples(own["schedule"])),
+        sources={},
+        layout="zipcli",
+        sigma_data=sigma_data,
+        card=dict(own.get("card") or {}),
+    )
+    parameters = design.build().state_dict().items()
+    same = {name: Source(names=(name,), shapes=(tuple(p.shape),)) for name, p in parameters}
+    return replace(design, sources=same)
+
+
+def _diffusers_design(files: ModelFiles, config_file: Path, file: OpenFile) -> Design:
+    if "index" in files.paths:
+        check_pipeline(read_json(files.paths["index"]))
+    config = read_json(config_file)
+    network = diffusers_config(config)
+    schedule, prediction, notes = NoiseSchedule(), "epsilon", list[str]()
+    if "scheduler" in files.paths:
+        schedule, prediction = diffusers_schedule(read_json(files.paths["scheduler"]))
+    else:
+        notes.append(
+            f"{shown(files.name)} does not say what noise it was trained with (no scheduler_config.json); "
+            "DDPM's linear schedule is assumed"
+        )
+    network = replace(network, prediction=prediction)
+    old_names = any(".query." in name for name in file.shapes)
+    legacy = config.get("attention_legacy_order") is True
+    sources = diffusers_sources(network, old_names=old_names, legacy=legacy)
+    return Design(network=network, schedule=schedule, sources=sources, layout="diffusers", notes=tuple(notes))
+
+
+def architecture_design(architecture: Architecture) -> Design:
+    """The design of weights that do not describe themselves."""
+    network = architecture.network
+    if architecture.layout == "guided":
+        sources = guided_sources(network, architecture.qkv_order)
+    else:
+        sources = diffusers_sources(network, legacy=architecture.qkv_order == "legacy")
+    return Design(
+        network=network, schedule=architecture.schedule, sources=sources, layout=architecture.layout
+    )
+
+
+def check_shapes(sources: Mapping[str, Source], file: OpenFile, where: Path) -> None:
+    """Require that a file has every tensor that the network needs, in its shape, and no other.
+
+    Raises:
+        ModelError: It does not; the first few differences are named.
+    """
+    needed = {
+        name: shape
+        for source in sources.values()
+        for name, shape in zip(source.names, source.shapes, strict=True)
+    }
+    problems = [f"{name} is missing" for name in needed if name not in file.shapes]
+    problems += [f"{shown(name[:100])} is not used" for name in file.shapes if name not in needed]
+    problems += [
+        f"{name} has shape {list(file.shapes[name])}, expected {list(shape)}"
+        for name, shape in needed.items()
+        if file.shapes.get(name, shape) != shape
+    ]
+    if any(name.startswith(("label_emb.", "class_embedding.")) for name in file.shapes):
+        problems.insert(
+            0, "it is class-conditional: it needs the label of every image, which nobody knows here"
+        )
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ModelError(
+            f"{shown(str(where))}: these weights do not fit their network: {', '.join(problems[:3])}{more}"
+        )
+
+
+def tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where our settings have tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}

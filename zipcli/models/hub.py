@@ -1,0 +1,406 @@
+"""Fetches files from the Hugging Face Hub into its own cache. No torch here.
+
+`huggingface_hub` speaks to the Hub and owns the layout of the cache. What it does not do is done
+here: it restarts a download that was killed (2 GB again), waits on a dripping line for ever, and
+compares the size of a file but not its digest.
+"""
+
+import errno
+import fcntl
+import hashlib
+import hmac
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from zipcli.errors import ModelError, shown
+from zipcli.models.catalog import HubName
+
+T = TypeVar("T")
+
+PATIENCE_BYTES = 1_000_000
+"""What must arrive within the patience: 17 kB/s, or the Hub counts as down."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def patience() -> float:
+    """Seconds without progress after which a transfer is given up: ZIPCLI_HUB_PATIENCE, or 60."""
+    try:
+        return max(1.0, float(os.environ.get("ZIPCLI_HUB_PATIENCE", "60")))
+    except ValueError as e:
+        raise ModelError("ZIPCLI_HUB_PATIENCE is not a number of seconds") from e
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who is told what happens while a model is fetched.
+
+    Attributes:
+        progress: Called with a file, the bytes that are here and all of them.
+        note: Called with a sentence that the user should read.
+        check_stop: Called often; it may raise to stop the work.
+    """
+
+    progress: Callable[[str, int, int], None] = lambda file, done, total: None
+    note: Callable[[str], None] = lambda text: None
+    check_stop: Callable[[], None] = lambda: None
+
+
+def private_folder() -> Path:
+    """Where we keep models when the Hub's cache cannot be written: ZIPCLI_CACHE, or below ~/.cache."""
+    own = os.environ.get("ZIPCLI_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "zipcli"
+    except RuntimeError as e:
+        raise ModelError(f"no home folder to keep models in: {e}; set ZIPCLI_CACHE") from e
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or the folder itself where it does not exist yet."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+def file_sha256(path: Path, advance: Callable[[int], None] = lambda n: None) -> str:
+    """SHA-256 of a file, read in parts; `advance` hears how long each was."""
+    return _digest(path, hashlib.sha256(), advance)
+
+
+def git_blob_sha1(path: Path) -> str:
+    """What git, and so the Hub, calls a small file."""
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+
+
+def _digest(path: Path, digest: Any, advance: Callable[[int], None] = lambda n: None) -> str:
+    with path.open("rb") as f:
+        while part := f.read(2**23):
+            digest.update(part)
+            advance(len(part))
+    return str(digest.hexdigest())
+
+
+def what_it_is(path: Path) -> str:
+    """Say what a file that should hold weights really is, or nothing if that is not plain."""
+    try:
+        with path.open("rb") as f:
+            start = f.read(64).lstrip()
+    except OSError:
+        return ""
+    if start.startswith(b"<"):
+        return "; it looks like a web page, such as the login page of a proxy"
+    if start.startswith(b"version https://git-lfs"):
+        return "; it is a Git LFS pointer, not the file itself"
+    return "" if start else "; it is empty"
+
+
+class Hub:
+    """The Hub and its cache on this machine."""
+
+    def __init__(self, listener: Listener, *, offline: bool = False) -> None:
+        """Look into the cache that HF_HOME and HF_HUB_CACHE name; never connect when `offline`."""
+        from huggingface_hub import constants
+        from huggingface_hub.utils import logging
+
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it would say is in our errors
+        self.listener = listener
+        self.offline = offline or bool(constants.HF_HUB_OFFLINE)
+        self.caches = [Path(constants.HF_HUB_CACHE).expanduser(), private_folder() / "hub"]
+        self._moved = 0
+        self._given_up = False
+
+    # What is here already.
+
+    def snapshot(self, repository: str, revision: str) -> Path | None:
+        """The folder of the cache that holds a revision, complete or not."""
+        for cache in self.caches:
+            folder = _repository_folder(cache, repository)
+            commit = revision
+            if not _COMMIT.fullmatch(revision):
+                try:
+                    commit = (folder / "refs" / revision).read_text().strip()
+                except (OSError, ValueError):
+                    continue
+            if _COMMIT.fullmatch(commit) and (folder / "snapshots" / commit).is_dir():
+                return folder / "snapshots" / commit
+        return None
+
+    def is_known_missing(self, snapshot: Path, file: str) -> bool:
+        """Whether the Hub has said that a revision has no such file."""
+        return (snapshot.parents[1] / ".no_exist" / snapshot.name / file).is_file()
+
+    # What is on the Hub.
+
+    def list_files(self, name: HubName) -> tuple[str, list[str]]:
+        """The commit of a revision, and the files in it."""
+
+        def ask() -> tuple[str, list[str]]:
+            from huggingface_hub import HfApi
+
+            info = HfApi().model_info(name.repository, revision=name.revision, timeout=10)
+            return str(info.sha), [sibling.rfilename for sibling in info.siblings or ()]
+
+        return self._online(ask, name, "")
+
+    def fetch(self, name: HubName, file: str, sha256: str | None = None, *, again: bool = False) -> Path:
+        """Bring one file into the cache and return its path there.
+
+        Args:
+            name: Repository and revision.
+            file: The file within it.
+            sha256: The digest that it must have; without it, the one that the Hub announces.
+            again: Fetch it even if it is here, such as a damaged one.
+
+        Raises:
+            ModelError: It cannot be had, or has other bytes than it should.
+        """
+        return self._online(lambda: self._fetch(name, file, sha256, again=again), name, file)
+
+    def _fetch(self, name: HubName, file: str, sha256: str | None, *, again: bool) -> Path:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+        url = hf_hub_url(name.repository, file, revision=name.revision)
+        remote = get_hf_file_metadata(url, timeout=10)
+        etag, commit, size = str(remote.etag), str(remote.commit_hash), remote.size
+        if not re.fullmatch(r"[A-Za-z0-9_-]{8,128}", etag) or not _COMMIT.fullmatch(commit) or size is None:
+            raise ModelError(f"{name}: the answer about {shown(file)} is not one of the Hub")
+        cache = self._writable_cache()
+        folder = _repository_folder(cache, name.repository)
+        blob, pointer = folder / "blobs" / etag, folder / "snapshots" / commit / file
+        if again or not (blob.is_file() and blob.stat().st_size == size):
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            if sha256 is None and len(etag) == 64:
+                sha256 = etag
+            self._transfer(url, name, file, blob, size, sha256, again=again)
+        if again:
+            pointer.unlink(missing_ok=True)  # it may be a damaged copy, or point elsewhere
+        # The bytes are there: what is left for the library is to link them into the snapshot.
+        path = hf_hub_download(name.repository, file, revision=name.revision, cache_dir=str(cache))
+        return Path(path)
+
+    def _transfer(
+        self, url: str, name: HubName, file: str, blob: Path, size: int, sha256: str | None, *, again: bool
+    ) -> None:
+        """Download a file to a place beside its blob, check it there, and give it its name."""
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        part = blob.with_name(f"{blob.name}.zipcli.incomplete")
+        before = blob.stat().st_mtime_ns if blob.exists() else None
+        with self._alone(part) as f:
+            if blob.exists() and (not again or blob.stat().st_mtime_ns != before):
+                part.unlink()  # another process has brought it while we waited
+                return
+            for attempt in ("resumed", "fresh"):
+                have = f.seek(0, os.SEEK_END)
+                if have > size or attempt == "fresh":
+                    f.truncate(have := 0)
+                _check_room(part, size - have)
+                bar = self._bar(file, have, size)
+                http_get(
+                    url, f, resume_size=have, headers=build_hf_headers(), expected_size=size, tqdm_class=bar
+                )
+                f.flush()
+                os.fsync(f.fileno())
+                wrong = _wrong_bytes(part, blob.name, sha256, self._advance)
+                if wrong is None:
+                    part.replace(blob)
+                    return
+                if have == 0:  # else what an earlier run left may be to blame
+                    break
+            reason = what_it_is(part)
+            part.unlink()
+            raise ModelError(f"{name}: {shown(file)} has wrong bytes: {wrong}{reason}; nothing of it is kept")
+
+    @contextmanager
+    def _alone(self, part: Path) -> Iterator[BinaryIO]:
+        """Own a partial file, waiting while another process does and gets on with it."""
+        seen = -1
+        while True:
+            with part.open("ab") as f:
+                try:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pass
+                else:
+                    # While we opened it, its owner may have given it its final name.
+                    if part.exists() and part.stat().st_ino == os.fstat(f.fileno()).st_ino:
+                        yield f
+                        return
+                    continue
+                size = f.seek(0, os.SEEK_END)
+                self._advance(max(0, size - seen) if seen >= 0 else 0)
+                seen = size
+            time.sleep(0.2)
+            if self._given_up:
+                raise ModelError("given up")
+
+    def _bar(self, file: str, have: int, total: int) -> Any:
+        """What the library takes for a progress bar: it counts for us, and can stop the transfer."""
+        hub = self
+
+        class Bar:
+            def __init__(self, *_: Any, **__: Any) -> None:
+                self.done = have
+
+            def __enter__(self) -> "Bar":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+            def update(self, n: float | None = 1) -> None:
+                if hub._given_up:
+                    raise ModelError("given up")
+                self.done += int(n or 0)
+                hub._advance(max(0, int(n or 0)))
+                hub.listener.progress(file, self.done, total)
+
+        return Bar
+
+    def _advance(self, n: int) -> None:
+        self._moved += n
+
+    def _writable_cache(self) -> Path:
+        for cache in self.caches:
+            if is_writable(cache):
+                if cache != self.caches[0]:
+                    self.listener.note(f"{self.caches[0]} cannot be written; the model is kept in {cache}")
+                return cache
+        raise ModelError(
+            f"no folder to keep the model in: {' and '.join(map(str, self.caches))} cannot be written; "
+            "set HF_HOME or ZIPCLI_CACHE to a folder that can"
+        )
+
+    def _online(self, work: Callable[[], T], name: HubName, file: str) -> T:
+        """Do what needs the network, in bounded time, and say in our words what went wrong.
+
+        It runs in a thread of its own, because a read that gets no answer cannot be interrupted.
+        """
+        if self.offline:
+            raise ModelError(
+                f"{name}: not in the cache ({self.caches[0]}), and offline; fetch it once with "
+                f"`zipcli models pull {name}` while online, or give a local file or folder"
+            )
+        result: list[T] = []
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                result.append(work())
+            except Exception as e:  # raised again where it can be explained
+                errors.append(e)
+
+        worker = threading.Thread(target=run, daemon=True)
+        worker.start()
+        limit = patience()
+        began, mark = time.monotonic(), self._moved
+        while worker.is_alive():
+            worker.join(0.1)
+            self.listener.check_stop()
+            if time.monotonic() - began > limit:
+                if self._moved - mark < PATIENCE_BYTES and worker.is_alive():
+                    self._given_up = True
+                    raise ModelError(
+                        f"{name}: gave up after {limit:.0f} seconds without progress; check the connection "
+                        "and run the same command again: what has arrived is kept"
+                    )
+                began, mark = time.monotonic(), self._moved
+        if errors:
+            raise _explained(errors[0], name, file) from errors[0]
+        return result[0]
+
+
+def _repository_folder(cache: Path, repository: str) -> Path:
+    from huggingface_hub.file_download import repo_folder_name
+
+    return cache / repo_folder_name(repo_id=repository, repo_type="model")
+
+
+def _wrong_bytes(path: Path, etag: str, sha256: str | None, advance: Callable[[int], None]) -> str | None:
+    """Say how a file differs from what it should be, or None. A mirror may announce no digest at all."""
+    if sha256 is not None:
+        digest = file_sha256(path, advance)
+        return None if hmac.compare_digest(digest, sha256) else f"SHA-256 is {digest}, expected {sha256}"
+    if _COMMIT.fullmatch(etag):
+        name = git_blob_sha1(path)
+        return None if hmac.compare_digest(name, etag) else f"git SHA-1 is {name}, expected {etag}"
+    return None
+
+
+def _check_room(part: Path, missing: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if free < missing * 1.05:
+        raise ModelError(
+            f"{part.parent}: the disk has {free / 1e6:,.0f} MB left and {missing / 1e6:,.0f} MB are still to "
+            "come; free some space, or set HF_HOME to a folder on another disk"
+        )
+
+
+def _explained(error: Exception, name: HubName, file: str) -> ModelError:
+    """Turn what the library raised into one sentence that says what to do."""
+    from huggingface_hub import errors, get_token
+    from huggingface_hub.constants import ENDPOINT
+
+    if isinstance(error, ModelError):
+        return error
+    at = f"@{name.revision[:12]}" if name.revision != "main" else ""
+    what = f"{name.repository}{at}: " + (f"cannot fetch {shown(file)}" if file else "cannot look it up")
+    causes = [error, error.__cause__, error.__context__]
+    status = next((e.response.status_code for e in causes if isinstance(e, errors.HfHubHTTPError)), None)
+    if isinstance(error, errors.GatedRepoError):
+        then = (
+            "and set HF_TOKEN to a token of yours"
+            if get_token() is None
+            else "with the account of your token"
+        )
+        return ModelError(
+            f"{what}: the model is gated; accept its terms at {ENDPOINT}/{name.repository} {then}"
+        )
+    if status == 401:
+        if get_token() is None:
+            return ModelError(
+                f"{what}: there is no such model, or it is private: then set HF_TOKEN to a token of yours"
+            )
+        return ModelError(f"{what}: your token was not accepted; check HF_TOKEN, or `hf auth login` again")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(f"{what}: there is no such model on {ENDPOINT}; check the name")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(f"{what}: it has no revision {name.revision}; check what is after the @")
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return ModelError(f"{what}: the model has no such file")
+    if status == 403:
+        return ModelError(f"{what}: access is denied (403); check your token, and the terms of the model")
+    if status is not None:
+        return ModelError(f"{what}: {ENDPOINT} answered with error {status}; try again later")
+    if isinstance(error, errors.FileMetadataError | ValueError):
+        return ModelError(
+            f"{what}: {ENDPOINT} did not answer like the Hub; it looks like a web page or a proxy in between "
+            f"(check HF_ENDPOINT and HTTPS_PROXY): {_first_line(error)}"
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return ModelError(
+            f"{what}: the disk is full; free some space, or set HF_HOME to a folder on another disk, and run "
+            "the same command again: what has arrived is kept"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return ModelError(f"{what}: {error.strerror}: {error.filename}")
+    # What is left are errors of the transport, whose classes change with the library's version.
+    return ModelError(
+        f"{what}: {ENDPOINT} cannot be reached ({type(error).__name__}: {_first_line(error)}); check the "
+        "connection and the proxy, and run the same command again: what has arrived is kept"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return shown((str(error).strip().splitlines() or [""])[0][:200])

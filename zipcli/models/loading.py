@@ -1,0 +1,132 @@
+"""Loads a model: finds its files, verifies them, builds its network and fills it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zipcli.errors import ModelError, shown
+from zipcli.models.denoiser import Denoiser
+from zipcli.models.design import Design, open_model
+from zipcli.models.hub import Listener
+from zipcli.models.layouts import Source
+from zipcli.models.local_unet import LocalUNet
+from zipcli.models.prior import Prior, UNetPrior
+from zipcli.models.published import unpickled
+from zipcli.models.store import find_model
+from zipcli.models.tensors import OpenFile, check_finite
+from zipcli.models.unet import UNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A noise predictor, ready on its device.
+
+    Attributes:
+        model: An `EpsModel`.
+        sha256: Digest of the file of its weights.
+        fingerprint: Everything that decides its predictions, for JSON.
+        notes: What the user should know.
+    """
+
+    model: Prior | UNetPrior
+    sha256: str
+    fingerprint: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    name: str,
+    device: torch.device,
+    dtype: str = "auto",
+    *,
+    offline: bool = False,
+    listener: Listener | None = None,
+) -> LoadedModel:
+    """Load a model as a noise predictor.
+
+    Args:
+        name: A name of the catalog, `owner/name[@revision][/file]` on the Hub, a file or a folder.
+        device: Where to put it.
+        dtype: Precision inside the network; auto is float16 for a published U-Net on a GPU, as its
+            authors run it, and float32 otherwise.
+        offline: Never connect.
+        listener: Who is told of a download.
+
+    Raises:
+        ModelError: It cannot be had, is damaged, or is nothing that we can use.
+    """
+    listener = listener or Listener()
+    files = unpickled(find_model(name, listener, offline=offline), listener)
+    sha256 = files.verify()["weights"]
+    with open_model(files) as (file, design):
+        network = design.build()
+        if dtype == "auto":
+            dtype = "float16" if isinstance(network, UNet) and device.type == "cuda" else "float32"
+        if isinstance(network, UNet):
+            network.set_torso(getattr(torch, dtype))
+        fill(network, design.sources, file, files.weights, device)
+    model = _serve(network.eval().requires_grad_(False), design, getattr(torch, dtype))
+    fingerprint: dict[str, Any] = {"model_sha256": sha256, "dtype": dtype}
+    if design.layout != "zipcli":  # our own files say this under their digest
+        fingerprint["network"] = asdict(design.network) | {"schedule": asdict(design.schedule)}
+    return LoadedModel(model=model, sha256=sha256, fingerprint=fingerprint, notes=design.notes)
+
+
+def _serve(network: nn.Module, design: Design, dtype: torch.dtype) -> Prior | UNetPrior:
+    if isinstance(network, UNet):
+        return UNetPrior(network, design.schedule)
+    assert isinstance(network, LocalUNet)
+    denoiser = Denoiser(network, design.sigma_data).eval()
+    return Prior(denoiser, design.schedule, network.config.channels, dtype)
+
+
+def fill(
+    network: nn.Module, sources: Mapping[str, Source], file: OpenFile, where: Path, device: torch.device
+) -> None:
+    """Give a network on the meta device its weights, one tensor after the other.
+
+    Each is read, checked and moved to its place before the next, so that no moment has the weights
+    twice. Convolutions get the memory order that they are fastest in.
+    """
+    wanted = network.state_dict()
+    state: dict[str, Tensor] = {}
+    for name, tensor in gathered(sources, file, where):
+        tensor = tensor.to(device, wanted[name].dtype)
+        if tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        state[name] = tensor
+    network.load_state_dict(state, assign=True)
+
+
+def gathered(sources: Mapping[str, Source], file: OpenFile, where: Path) -> Iterator[tuple[str, Tensor]]:
+    """Read every parameter by our name, with the rows of q, k and v in our order.
+
+    Raises:
+        ModelError: A weight is not finite, or the file ends early.
+    """
+    for name, source in sources.items():
+        parts = []
+        for part, shape in zip(source.names, source.shapes, strict=True):
+            try:
+                tensor = file.read(part)
+            except (OSError, RuntimeError) as e:
+                raise ModelError(f"{shown(str(where))}: cannot read {shown(part)}: {e}") from e
+            check_finite(part, tensor, where)
+            # A projection stored as a convolution over one pixel has a trailing side of 1.
+            parts.append(tensor.squeeze(-1) if len(shape) == 3 else tensor)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        yield name, joined if source.legacy_heads is None else from_legacy(joined, source.legacy_heads)
+
+
+def from_legacy(rows: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of a q, k and v matrix from [heads, 3, d] to [3, heads, d].
+
+    Args:
+        rows: (3 C, ...), weights or biases.
+        heads: Number of attention heads.
+    """
+    return rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)

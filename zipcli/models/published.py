@@ -1,0 +1,88 @@
+"""Keeps published pickles as safetensors: each is opened once, restricted, and never again."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zipcli.errors import ModelError, shown
+from zipcli.models.hub import Listener, file_sha256
+from zipcli.models.records import converted_file, find_converted, own_folder, write_converted
+from zipcli.models.store import PICKLES, ModelFiles
+from zipcli.models.tensors import check_finite, open_pickle
+
+
+def unpickled(files: ModelFiles, listener: Listener, *, again: bool = False) -> ModelFiles:
+    """Replace weights from the Hub that are a pickle by a copy in safetensors, made once.
+
+    Only the container changes; names and values stay as their authors wrote them. The copy is named
+    after the SHA-256 of the pickle, and its own is recorded beside it.
+
+    Raises:
+        ModelError: The pickle has wrong bytes, or is not a plain dictionary of tensors.
+    """
+    if files.weights.suffix not in PICKLES:
+        return files
+    assert files.from_hub, "pickles of the user's are refused where they are found"
+    copy = None if again else converted_copy(files)
+    if copy is not None:
+        return copy
+    digest = files.verify()["weights"]
+    listener.note(
+        f"{files.name} is published as a pickle (SHA-256 {digest}); it is read once, restricted to tensors, "
+        "and kept as safetensors"
+    )
+    target = converted_file(own_folder("converted"), digest)
+    pickle = open_pickle(files.weights)
+    for name in pickle.shapes:
+        check_finite(name, pickle.read(name), files.weights)
+    save(
+        target,
+        {name: pickle.read(name) for name in pickle.shapes},
+        {"source_sha256": digest},
+        listener.check_stop,
+    )
+    sha256 = file_sha256(target)
+    write_converted(target, sha256)
+    return _with_copy(files, target, sha256)
+
+
+def converted_copy(files: ModelFiles) -> ModelFiles | None:
+    """The copy of weights that are a pickle, if there is one; other weights are returned as they are."""
+    if files.weights.suffix not in PICKLES:
+        return files
+    found = find_converted(files.sha256.get("weights", ""))
+    return _with_copy(files, *found) if found else None
+
+
+def _with_copy(files: ModelFiles, target: Path, sha256: str) -> ModelFiles:
+    return replace(files, paths=files.paths | {"weights": target}, sha256=files.sha256 | {"weights": sha256})
+
+
+def save(
+    target: Path, tensors: dict[str, Tensor], metadata: dict[str, str], check_stop: Callable[[], None]
+) -> None:
+    """Write a safetensors file so that it is there whole or not at all.
+
+    Raises:
+        ModelError: The disk is full, or the place cannot be written.
+    """
+    part = target.with_name(f"{target.name}.part")
+    check_stop()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad():
+            save_file(tensors, part, metadata=metadata)
+        part.replace(target)
+    except (OSError, SafetensorError) as e:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise ModelError(
+            f"{shown(str(target))}: cannot be written: {e}; free some space, or choose another disk "
+            "(HF_HOME for the cache)"
+        ) from e
