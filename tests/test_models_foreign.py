@@ -57,6 +57,11 @@ def test_old_block_names_and_averaging_fields_are_understood() -> None:
     assert diffusers_config(averaged) == diffusers_config(CIFAR)
 
 
+def test_a_side_that_cannot_be_halved_is_no_hint() -> None:
+    assert diffusers_config({**CIFAR, "sample_size": 36}).side is None
+    assert diffusers_config({**CIFAR, "sample_size": [40, 40]}).side == 40
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -77,7 +82,6 @@ def test_old_block_names_and_averaging_fields_are_understood() -> None:
         ),
         ({"something_new": 3}, "something_new"),
         ({"sample_size": [32, 64]}, "not square"),
-        ({"sample_size": 36}, "halved"),
         ({"block_out_channels": [128, 256, 256, 10**9]}, "widths"),
         ({"block_out_channels": [100, 256, 256, 256]}, "groups"),
         ({"layers_per_block": 10**6}, "blocks per level"),

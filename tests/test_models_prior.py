@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zipcli.config import NoiseSchedule
+from zipcli.errors import ModelError
+from zipcli.models.loading import load_model
 from zipcli.models.prior import UNetPrior
 from zipcli.models.unet import UNet, timestep_features
 from zipcli.models.unet_config import UNetConfig
@@ -125,6 +127,28 @@ def test_a_model_of_a_fixed_side_purifies_any_size(model: Path, size: tuple[int,
     assert all((a != b).any() for a, b in zip(clean, pixels, strict=True))
     assert purifier.fingerprint_parts["tile"] == 16
     assert purifier.fingerprint_parts["network"]["widths"] == (8, 16)
+
+
+def test_a_tensor_that_old_files_have_twice_is_read_once(model: Path) -> None:
+    from safetensors.torch import load_file
+
+    file = model / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    twin = tensors["down_blocks.0.downsamplers.0.conv.weight"]
+    save_file(tensors | {"down_blocks.0.downsamplers.0.Conv2d_0.weight": twin.clone()}, file)
+    Purifier.from_pretrained(str(model), device="cpu")
+    save_file(tensors | {"down_blocks.0.downsamplers.0.Conv2d_0.weight": twin + 1}, file)
+    with pytest.raises(ModelError, match="Conv2d_0"):
+        Purifier.from_pretrained(str(model), device="cpu")
+
+
+def test_a_network_that_centres_its_input_is_noted(model: Path) -> None:
+    config = model / "config.json"
+    config.write_text(
+        config.read_text().replace('"center_input_sample": false', '"center_input_sample": true')
+    )
+    (note,) = load_model(str(model), torch.device("cpu")).notes
+    assert "[0, 1]" in note
 
 
 def test_weights_of_half_precision_are_served_in_float32(model: Path) -> None:

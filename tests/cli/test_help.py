@@ -13,13 +13,21 @@ from zipcli import __version__
 from zipcli.cli.main import COMMANDS, cli
 from zipcli.errors import ExitCode
 
-HELPS = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+MODELS = ("list", "pull", "info", "verify", "convert", "path")
+HELPS = [
+    ["--help"],
+    ["--version"],
+    *([name, "--help"] for name in COMMANDS),
+    *(["models", name, "--help"] for name in MODELS),
+]
 SECONDS = 0.3
 
 
 def commands() -> list[click.Command]:
     context = click.Context(cli)
-    return [command for name in COMMANDS if (command := cli.get_command(context, name))]
+    outer = [command for name in COMMANDS if (command := cli.get_command(context, name))]
+    groups = [command for command in outer if isinstance(command, click.Group)]
+    return [*outer, *(inner for group in groups for inner in group.commands.values())]
 
 
 def options():
@@ -97,6 +105,8 @@ def test_the_help_lists_every_exit_code(code: ExitCode) -> None:
     ("words", "meant"),
     [
         (["purfy"], "purify"),
+        (["models", "pul"], "pull"),
+        (["models", "convert", "a.pt", "b.safetensors", "--like", "openai256"], "openai-256"),
         (["purify", "in", "out", "--overwrit"], "--overwrite"),
         (["purify", "in", "out", "--transfrom", "gray"], "--transform"),
         (["purify", "in", "out", "--transform", "blurr:4"], "blur"),

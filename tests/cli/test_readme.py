@@ -29,7 +29,10 @@ USES = [
 
 
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_HOME": str(cwd / "hf"),
+    }
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -58,11 +61,22 @@ def test_the_readme_shows_commands() -> None:
     assert README.count("<!-- command: try -->") == README.count("<!-- command: test -->") == 1
 
 
-@pytest.mark.parametrize("line", USES)
+NEEDS_THE_HUB = ("openai-256", "google/", "models pull")
+
+
+@pytest.mark.parametrize("line", [line for line in USES if any(name in line for name in NEEDS_THE_HUB)])
+def test_every_command_for_the_hub_says_without_it_what_is_missing(line: str, photos: Path) -> None:
+    offline = f"HF_HUB_OFFLINE=1 HF_HOME={photos} {line}"
+    done = run(["sh", "-c", offline.split("  #")[0]], photos)
+    assert done.returncode == 4, done.stderr
+    assert "zipcli models pull" in done.stderr or "bedroom.pt" in done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in USES if not any(name in line for name in NEEDS_THE_HUB)])
 def test_every_command_of_the_readme_works(line: str, photos: Path) -> None:
     done = run(["sh", "-c", line.split("  #")[0]], photos)
     assert done.returncode == 0, done.stderr
-    if "--dry-run" in line:
+    if "--dry-run" in line or " models " in line:
         assert not (photos / "clean").exists()
     elif "clean.png" in line:
         assert looks(photos / "clean.png") == ((8, 9), "RGB")

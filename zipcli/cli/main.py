@@ -34,11 +34,7 @@ class Commands(click.Group):
             ctx.fail(unknown_name("command", cmd_name, COMMANDS))
         module, attribute = COMMANDS[cmd_name].split(":")
         command: click.Command = getattr(import_module(module), attribute)
-        for option in command.params:
-            if isinstance(option, click.Option):
-                # Click would name it after our argument: ZIPCLI_PURIFY_AS_JSON for --json.
-                long_name = max(option.opts, key=len).lstrip("-").replace("-", "_")
-                option.envvar = f"ZIPCLI_{cmd_name}_{long_name}".upper()
+        _name_environment(command, f"ZIPCLI_{cmd_name}")
         return command
 
     def main(
@@ -85,6 +81,17 @@ class Commands(click.Group):
                 return int(self.invoke(ctx) or 0)
         except click.exceptions.Exit as e:
             return e.exit_code
+
+
+def _name_environment(command: click.Command, prefix: str) -> None:
+    """Let the environment set the options of a command, and of the commands inside it."""
+    for option in command.params:
+        if isinstance(option, click.Option):
+            # Click would name it after our argument: ZIPCLI_PURIFY_AS_JSON for --json.
+            long_name = max(option.opts, key=len).lstrip("-").replace("-", "_")
+            option.envvar = f"{prefix}_{long_name}".upper()
+    for name, inner in command.commands.items() if isinstance(command, click.Group) else ():
+        _name_environment(inner, f"{prefix}_{name}")
 
 
 def _say_error(message: str, code: ExitCode, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import click
 
 from zipcli.cli.console import emit, say
 from zipcli.cli.downloads import model_listener
-from zipcli.cli.options import Name
+from zipcli.cli.options import Name, NamedCommands
 from zipcli.cli.signals import StopSignals
 from zipcli.errors import ExitCode, ModelError, shown
 from zipcli.models.catalog import ARCHITECTURES
@@ -24,7 +24,7 @@ def json_option(command: F) -> F:
     )(command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=NamedCommands, context_settings={"help_option_names": ["-h", "--help"]})
 def models() -> None:
     """List, fetch, check and convert diffusion models.
 

@@ -24,6 +24,17 @@ class Name(click.Choice[str]):
         return str(value)
 
 
+class NamedCommands(click.Group):
+    """A group that suggests the nearest command for an unknown one."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or fail with a suggestion."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            ctx.fail(unknown_name("command", cmd_name, self.commands))
+        return command
+
+
 def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:
     """The options among `names` that the user set, by flag or environment, with their values."""
     return {

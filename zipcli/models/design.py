@@ -133,6 +133,8 @@ def _diffusers_design(files: ModelFiles, config_file: Path, file: OpenFile) -> D
             "DDPM's linear schedule is assumed"
         )
     network = replace(network, prediction=prediction)
+    if network.center_input:
+        notes.append(f"{shown(files.name)} was trained on images in [0, 1] and sees them in [-1, 1] here")
     old_names = any(".query." in name for name in file.shapes)
     legacy = config.get("attention_legacy_order") is True
     sources = diffusers_sources(network, old_names=old_names, legacy=legacy)
@@ -163,7 +165,8 @@ def check_shapes(sources: Mapping[str, Source], file: OpenFile, where: Path) -> 
         for name, shape in zip(source.names, source.shapes, strict=True)
     }
     problems = [f"{name} is missing" for name in needed if name not in file.shapes]
-    problems += [f"{shown(name[:100])} is not used" for name in file.shapes if name not in needed]
+    extra = [name for name in file.shapes if name not in needed and not _is_alias(name, file)]
+    problems += [f"{shown(name[:100])} is not used" for name in extra]
     problems += [
         f"{name} has shape {list(file.shapes[name])}, expected {list(shape)}"
         for name, shape in needed.items()
@@ -178,6 +181,12 @@ def check_shapes(sources: Mapping[str, Source], file: OpenFile, where: Path) -> 
         raise ModelError(
             f"{shown(str(where))}: these weights do not fit their network: {', '.join(problems[:3])}{more}"
         )
+
+
+def _is_alias(name: str, file: OpenFile) -> bool:
+    """Whether a tensor is the same as its twin: very old files of diffusers have some twice."""
+    twin = name.replace(".Conv2d_0.", ".conv.")
+    return twin != name and twin in file.shapes and torch.equal(file.read(name), file.read(twin))
 
 
 def tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

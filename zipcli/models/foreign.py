@@ -37,7 +37,8 @@ def guided_config(
         out_channels: 6 with `learn_sigma`, else 3.
         timestep_scale: 1000 / `diffusion_steps` with `rescale_timesteps`, else 1.
     """
-    attention = tuple(side // 2**i in attention_sides for i in range(len(multipliers)))
+    factors = {side // attended for attended in attention_sides}
+    attention = tuple(2**i in factors for i in range(len(multipliers)))
     return UNetConfig(
         out_channels=out_channels,
         widths=tuple(int(base * multiplier) for multiplier in multipliers),
@@ -137,13 +138,14 @@ def diffusers_config(given: Mapping[str, Any]) -> UNetConfig:
     check(c["mid_block_type"] == "UNetMidBlock2D", f"middle block {_quote(c['mid_block_type'])} is not known")
     shift = c["resnet_time_scale_shift"]
     check(shift in ("default", "scale_shift"), f"resnet_time_scale_shift {_quote(shift)} is not known")
-    check(c["act_fn"] in _ACTIVATIONS, f"activation {_quote(c['act_fn'])} is not known")
+    activation = _ACTIVATIONS.get(str(c["act_fn"]).lower(), "")
+    check(bool(activation), f"activation {_quote(c['act_fn'])} is not known")
     check(
         c["downsample_padding"] in (0, 1),
         f"downsample_padding {_quote(c['downsample_padding'])} is not 0 or 1",
     )
-    down, down_types = _blocks(c["down_block_types"], c["downsample_type"])
-    up, up_types = _blocks(c["up_block_types"], c["upsample_type"])
+    down, down_types = _blocks(c["down_block_types"], c["downsample_type"] or "conv")
+    up, up_types = _blocks(c["up_block_types"], c["upsample_type"] or "conv")
     # The last level of each way has no resampling, whatever its block could do.
     resampling = set(down_types[:-1] + up_types[:-1]) or {"conv"}
     check(len(resampling) == 1, "levels are joined in different ways, which is not supported")
@@ -173,9 +175,9 @@ def diffusers_config(given: Mapping[str, Any]) -> UNetConfig:
         asymmetric_padding=c["downsample_padding"] == 0,
         norm_groups=c["norm_num_groups"],
         norm_eps=c["norm_eps"],
-        activation=_ACTIVATIONS[c["act_fn"]],
+        activation=activation,
         center_input=bool(c["center_input_sample"]),
-        side=_side(c["sample_size"]),
+        side=_side(c["sample_size"], 2 ** (len(widths) - 1)),
     )
 
 
@@ -187,12 +189,12 @@ def _blocks(names: list[str], own: str | None) -> tuple[tuple[bool, ...], list[s
     return tuple(_BLOCKS[name][0] for name in names), [_BLOCKS[name][1] or own for name in names]
 
 
-def _side(size: Any) -> int | None:
-    """sample_size is a number, or one for each side."""
+def _side(size: Any, multiple: int) -> int | None:
+    """Read sample_size: a number, or one for each side; a hint, of no use if it cannot be halved."""
     sides = {*size} if isinstance(size, list | tuple) else {size}
     check(len(sides) == 1, f"sample_size {_quote(size)} is not square")
     side: int | None = sides.pop()
-    return side
+    return side if side is None or side % multiple == 0 else None
 
 
 # Schedulers whose betas we read: each of them is a way to walk the same noise schedule.
