@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
-from zipcli.errors import ConfigError
+from zipcli.errors import ConfigError, shown
 from zipcli.registry import unknown_name
 
 GRIDS = ("official", "paper", "full")
@@ -44,6 +45,28 @@ def check_choice(kind: str, value: str, known: tuple[str, ...] | Mapping[str, An
     check(value in known, unknown_name(kind, value, known))
 
 
+def check_types(settings: Any) -> None:
+    """Raise `ConfigError` for a value of another type than its field.
+
+    Settings that come from a file of somebody else's can have true, "2" or Infinity anywhere.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        check(
+            _has_type(value, field.type), f"{field.name}: {shown(repr(value)[:60])} is not what belongs there"
+        )
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_has_type(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_has_type(item, get_args(kind)[0]) for item in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind  # and so true is no 1
+
+
 SCHEDULES = ("linear", "scaled_linear", "cosine", "trained")
 
 
@@ -69,6 +92,7 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_types(self)
         check_choice("noise schedule", self.kind, SCHEDULES)
         check(0 < self.beta_start <= self.beta_end < 1, "need 0 < beta_start <= beta_end < 1")
         check(1 <= self.timesteps <= 100_000, "timesteps: from 1 to 100,000")

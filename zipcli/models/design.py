@@ -105,7 +105,10 @@ def _own_design(own: Mapping[str, Any]) -> Design:
     settings = tuples(own["network"])
     network = UNetConfig(**settings) if kind == "unet" else LocalUNetConfig(**settings)
     sigma_data = own.get("sigma_data", 0.5)
-    check(0 < sigma_data < 1e6, f"sigma_data: {sigma_data} is not a positive number")
+    check(
+        type(sigma_data) in (int, float) and 0 < sigma_data < 1e6,
+        f"sigma_data: {sigma_data} is not a positive number",
+    )
     design = Design(
         network=network,
         schedule=NoiseSchedule(**tuples(own["schedule"])),

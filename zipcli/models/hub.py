@@ -173,7 +173,7 @@ class Hub:
         remote = get_hf_file_metadata(url, timeout=10)
         etag, commit, size = str(remote.etag), str(remote.commit_hash), remote.size
         if not re.fullmatch(r"[A-Za-z0-9_-]{8,128}", etag) or not _COMMIT.fullmatch(commit) or size is None:
-            raise ModelError(f"{name}: the answer about {shown(file)} is not one of the Hub")
+            raise ValueError(f"no digest, revision or size of {shown(file)}")
         cache = self._writable_cache()
         folder = _repository_folder(cache, name.repository)
         blob, pointer = folder / "blobs" / etag, folder / "snapshots" / commit / file
@@ -192,9 +192,6 @@ class Hub:
         self, url: str, name: HubName, file: str, blob: Path, size: int, sha256: str | None, *, again: bool
     ) -> None:
         """Download a file to a place beside its blob, check it there, and give it its name."""
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils._headers import build_hf_headers
-
         part = blob.with_name(f"{blob.name}.zipcli.incomplete")
         before = blob.stat().st_mtime_ns if blob.exists() else None
         with self._alone(part) as f:
@@ -206,13 +203,8 @@ class Hub:
                 if have > size or attempt == "fresh":
                     f.truncate(have := 0)
                 _check_room(part, size - have)
-                bar = self._bar(file, have, size)
-                http_get(
-                    url, f, resume_size=have, headers=build_hf_headers(), expected_size=size, tqdm_class=bar
-                )
-                f.flush()
-                os.fsync(f.fileno())
-                wrong = _wrong_bytes(part, blob.name, sha256, self._advance)
+                self._receive(url, f, have, size, file)
+                wrong = _wrong_bytes(part, size, blob.name, sha256, self._advance)
                 if wrong is None:
                     part.replace(blob)
                     return
@@ -221,6 +213,27 @@ class Hub:
             reason = what_it_is(part)
             part.unlink()
             raise ModelError(f"{name}: {shown(file)} has wrong bytes: {wrong}{reason}; nothing of it is kept")
+
+    def _receive(self, url: str, f: BinaryIO, have: int, size: int, file: str) -> None:
+        """Append to a file what it still misses; it may end up with another size."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        bar = self._bar(file, have, size)
+        # The library hands over 10 MB at a time: a line that breaks sooner would never get on, and one that
+        # is slow would seem to stand still.
+        usual, constants.DOWNLOAD_CHUNK_SIZE = constants.DOWNLOAD_CHUNK_SIZE, 2**16
+        try:
+            headers = build_hf_headers()
+            http_get(url, f, resume_size=have, headers=headers, expected_size=size, tqdm_class=bar)
+        except OSError as e:
+            if e.errno is not None or not _is_wrong_size(e):
+                raise
+        finally:
+            constants.DOWNLOAD_CHUNK_SIZE = usual
+        f.flush()
+        os.fsync(f.fileno())
 
     @contextmanager
     def _alone(self, part: Path) -> Iterator[BinaryIO]:
@@ -327,8 +340,17 @@ def _repository_folder(cache: Path, repository: str) -> Path:
     return cache / repo_folder_name(repo_id=repository, repo_type="model")
 
 
-def _wrong_bytes(path: Path, etag: str, sha256: str | None, advance: Callable[[int], None]) -> str | None:
+def _is_wrong_size(error: OSError) -> bool:
+    """Whether the library complains of the size of what it got, and not of the transport."""
+    return type(error) is OSError and "Consistency check" in str(error)
+
+
+def _wrong_bytes(
+    path: Path, size: int, etag: str, sha256: str | None, advance: Callable[[int], None]
+) -> str | None:
     """Say how a file differs from what it should be, or None. A mirror may announce no digest at all."""
+    if path.stat().st_size != size:
+        return f"{path.stat().st_size:,} bytes came instead of {size:,}"
     if sha256 is not None:
         digest = file_sha256(path, advance)
         return None if hmac.compare_digest(digest, sha256) else f"SHA-256 is {digest}, expected {sha256}"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipcli.config import check
+from zipcli.config import check, check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class LocalUNetConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no honest file has, before a network is built from them."""
+        check_types(self)
         levels = len(self.widths)
         check(1 <= levels <= 8 and len(self.blocks) == levels, "network: 1 to 8 levels, each with blocks")
         check(all(1 <= w <= 2048 for w in self.widths), "network: widths from 1 to 2048")

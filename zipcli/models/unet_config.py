@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from zipcli.config import check, check_choice
+from zipcli.config import check, check_choice, check_types
 
 RESAMPLING = ("conv", "residual")
 ACTIVATIONS = ("silu", "mish", "gelu", "relu")
@@ -74,6 +74,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, and sizes that no honest file has, before anything is built."""
+        check_types(self)
         levels = len(self.widths)
         check(1 <= levels <= 8, f"network: {levels} levels; from 1 to 8 are possible")
         check(
