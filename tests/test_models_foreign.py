@@ -105,10 +105,19 @@ def test_what_we_cannot_compute_is_refused_by_name(change: dict[str, Any], said:
 
 
 def test_a_pipeline_with_code_of_its_own_is_refused() -> None:
-    check_pipeline({"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]})
-    for unet in (["modeling_ddpm", "UNet2DModel"], ["diffusers", "UNet1DModel"], ["x"]):
+    good = {
+        "_class_name": "DDPMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }
+    check_pipeline(good)
+    for unet in (["modeling_ddpm", "UNet2DModel"], ["diffusers", "UNet1DModel"], ["x"], None):
         with pytest.raises(ConfigError, match="code of its own"):
-            check_pipeline({"unet": unet})
+            check_pipeline({**good, "unet": unet})
+    with pytest.raises(ConfigError, match="MyPipeline"):
+        check_pipeline({**good, "_class_name": "MyPipeline"})
+    with pytest.raises(ConfigError, match="vqvae"):  # a latent model: its pixels are none
+        check_pipeline({**good, "vqvae": ["diffusers", "VQModel"]})
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])

@@ -88,6 +88,7 @@ def info(name: str, *, as_json: bool) -> int:
     files = find_cached(name)
     if files is not None:
         about |= describe_model(files)
+        about["sha256"] = about["sha256"] or about["weights_sha256"]
     elif about["sha256"] is None:
         raise ModelError(f"{name}: not here yet; run `zipcli models pull {name}`")
     if as_json:

@@ -285,7 +285,7 @@ def parse_name(name: str) -> str | HubName | Path:
         if name.startswith((".", "/", "~")) or path.exists():
             return path
     except (OSError, RuntimeError, ValueError) as e:  # a name too long, a home folder of nobody
-        raise ModelError(f"model {shown(name[:100])}: cannot look there: {e}") from e
+        raise ModelError(f"model {shown(name[:100])}: cannot look there: {str(e)[:100]}") from e
     match = _HUB_NAME.fullmatch(name)
     if match is None or (path.suffix in MODEL_SUFFIXES and len(path.parts) <= 2):
         if path.suffix in MODEL_SUFFIXES:

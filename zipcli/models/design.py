@@ -71,18 +71,9 @@ def read_design(files: ModelFiles, file: OpenFile) -> Design:
     Raises:
         ModelError: It is nothing that we can build.
     """
-    try:
-        return _design(files, file)
-    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-        raise ModelError(
-            f"{shown(str(files.config or files.weights))}: does not describe a network that we can build: "
-            + (str(e) if isinstance(e, ConfigError) else f"{type(e).__name__}: {shown(str(e)[:200])}")
-        ) from e
-
-
-def _design(files: ModelFiles, file: OpenFile) -> Design:
     if (own := file.description) is not None:
-        return _own_design(own)
+        with _about(files.weights):
+            return _own_design(own)
     if files.config is not None:
         return _diffusers_design(files, files.config, file)
     if files.architecture is not None:
@@ -96,6 +87,18 @@ def _design(files: ModelFiles, file: OpenFile) -> Design:
         f"{shown(str(files.weights))}: the file has no description of its network, and there is no "
         f"config.json beside it{like}"
     )
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Name the file whose content cannot be used, whatever it fails with."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+        raise ModelError(
+            f"{shown(str(path))}: does not describe a network that we can build: "
+            + (str(e) if isinstance(e, ConfigError) else f"{type(e).__name__}: {shown(str(e)[:200])}")
+        ) from e
 
 
 def _own_design(own: Mapping[str, Any]) -> Design:
@@ -124,18 +127,21 @@ def _own_design(own: Mapping[str, Any]) -> Design:
 
 def _diffusers_design(files: ModelFiles, config_file: Path, file: OpenFile) -> Design:
     if "index" in files.paths:
-        check_pipeline(read_json(files.paths["index"]))
+        with _about(files.paths["index"]):
+            check_pipeline(read_json(files.paths["index"]))
     config = read_json(config_file)
-    network = diffusers_config(config)
-    schedule, prediction, notes = NoiseSchedule(), "epsilon", list[str]()
+    with _about(config_file):
+        network = diffusers_config(config)
+    schedule, notes = NoiseSchedule(), list[str]()
     if "scheduler" in files.paths:
-        schedule, prediction = diffusers_schedule(read_json(files.paths["scheduler"]))
+        with _about(files.paths["scheduler"]):
+            schedule, prediction = diffusers_schedule(read_json(files.paths["scheduler"]))
+            network = replace(network, prediction=prediction)
     else:
         notes.append(
             f"{shown(files.name)} does not say what noise it was trained with (no scheduler_config.json); "
             "DDPM's linear schedule is assumed"
         )
-    network = replace(network, prediction=prediction)
     if network.center_input:
         notes.append(f"{shown(files.name)} was trained on images in [0, 1] and sees them in [-1, 1] here")
     old_names = any(".query." in name for name in file.shapes)

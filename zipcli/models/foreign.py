@@ -197,6 +197,8 @@ def _side(size: Any, multiple: int) -> int | None:
     return side if side is None or side % multiple == 0 else None
 
 
+_PIPELINES = frozenset({"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"})
+
 # Schedulers whose betas we read: each of them is a way to walk the same noise schedule.
 _SCHEDULERS = frozenset(
     f"{name}Scheduler"
@@ -246,16 +248,21 @@ def diffusers_schedule(given: Mapping[str, Any]) -> tuple[NoiseSchedule, str]:
 
 
 def check_pipeline(index: Mapping[str, Any]) -> None:
-    """Refuse a `model_index.json` whose network is code of its own.
+    """Refuse a `model_index.json` whose network is code of its own, or does not work on pixels.
 
     Raises:
-        ConfigError: Its network is not diffusers' UNet2DModel.
+        ConfigError: There is more in the pipeline than diffusers' UNet2DModel and a scheduler.
     """
-    unet = index.get("unet")
+    kind = index.get("_class_name")
+    check(kind in _PIPELINES, f"its pipeline is {_quote(kind)}; known: {', '.join(sorted(_PIPELINES))}")
+    parts = {name: part for name, part in index.items() if not name.startswith("_")}
+    unet = parts.pop("unet", None)
     check(
-        unet is None or list(unet) == ["diffusers", "UNet2DModel"],
+        isinstance(unet, list) and unet == ["diffusers", "UNet2DModel"],
         f"its pipeline has a network of another kind, {_quote(unet)}, or code of its own, which is never run",
     )
+    parts.pop("scheduler", None)
+    check(not parts, f"its pipeline needs more than a network: {', '.join(map(_quote, parts))}")
 
 
 def _quote(*values: Any) -> str:

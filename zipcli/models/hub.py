@@ -107,23 +107,28 @@ def what_it_is(path: Path) -> str:
 class Hub:
     """The Hub and its cache on this machine."""
 
-    def __init__(self, listener: Listener, *, offline: bool = False) -> None:
-        """Look into the cache that HF_HOME and HF_HUB_CACHE name; never connect when `offline`."""
+    def __init__(self, model: str, listener: Listener, *, offline: bool = False) -> None:
+        """Look into the cache that HF_HOME and HF_HUB_CACHE name; never connect when `offline`.
+
+        `model` is what the user calls the model that is looked for.
+        """
         from huggingface_hub import constants
         from huggingface_hub.utils import logging
 
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it would say is in our errors
+        self.model = model
         self.listener = listener
         self.offline = offline or bool(constants.HF_HUB_OFFLINE)
         self.caches = [Path(constants.HF_HUB_CACHE).expanduser(), private_folder() / "hub"]
         self._moved = 0
         self._given_up = False
+        self._noted = False
 
     # What is here already.
 
     def snapshot(self, repository: str, revision: str) -> Path | None:
         """The folder of the cache that holds a revision, complete or not."""
-        for cache in self.caches:
+        for cache in reversed(self.caches):  # what is private came because the other could not be mended
             folder = _repository_folder(cache, repository)
             commit = revision
             if not _COMMIT.fullmatch(revision):
@@ -287,8 +292,9 @@ class Hub:
     def _writable_cache(self) -> Path:
         for cache in self.caches:
             if is_writable(cache):
-                if cache != self.caches[0]:
+                if cache != self.caches[0] and not self._noted:
                     self.listener.note(f"{self.caches[0]} cannot be written; the model is kept in {cache}")
+                    self._noted = True
                 return cache
         raise ModelError(
             f"no folder to keep the model in: {' and '.join(map(str, self.caches))} cannot be written; "
@@ -302,8 +308,8 @@ class Hub:
         """
         if self.offline:
             raise ModelError(
-                f"{name}: not in the cache ({self.caches[0]}), and offline; fetch it once with "
-                f"`zipcli models pull {name}` while online, or give a local file or folder"
+                f"{self.model}: not in the cache ({self.caches[0]}), and offline; fetch it once with "
+                f"`zipcli models pull {self.model}` while online, or give a local file or folder"
             )
         result: list[T] = []
         errors: list[Exception] = []
@@ -401,6 +407,8 @@ def _explained(error: Exception, name: HubName, file: str) -> ModelError:
         return ModelError(f"{what}: it has no revision {name.revision}; check what is after the @")
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return ModelError(f"{what}: the model has no such file")
+    if status == 407:
+        return ModelError(f"{what}: the proxy wants a name and a password; give them in HTTPS_PROXY")
     if status == 403:
         return ModelError(f"{what}: access is denied (403); check your token, and the terms of the model")
     if status is not None:

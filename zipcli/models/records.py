@@ -39,7 +39,7 @@ def _name(snapshot: Path, place: HubName) -> str:
 
 def read_record(snapshot: Path, place: HubName) -> dict[str, dict[str, str]] | None:
     """Files and digests by role, of a model that was pulled; None without a record."""
-    for folder in own_folders("pulled"):
+    for folder in reversed(own_folders("pulled")):
         with suppress(OSError, ValueError, TypeError, KeyError):
             record = json.loads((folder / _name(snapshot, place)).read_text())
             return {"files": dict(record["files"]), "sha256": dict(record["sha256"])}
@@ -85,7 +85,7 @@ def write_converted(copy: Path, sha256: str) -> None:
 
 def find_converted(digest: str) -> tuple[Path, str] | None:
     """The safetensors copy of a pickle with a digest, and its own digest; None where there is none."""
-    for folder in own_folders("converted"):
+    for folder in reversed(own_folders("converted")):
         copy = converted_file(folder, digest)
         with suppress(OSError, ValueError, KeyError, TypeError):
             sha256 = str(json.loads(copy.with_suffix(".json").read_text())["sha256"])

@@ -146,8 +146,8 @@ def find_model(
         if known.file:
             path = Path(str(files("zipcli.models").joinpath(known.file)))
             return ModelFiles(name=meaning, paths={"weights": path}, sha256={"weights": known.sha256})
-        return _known(meaning, known, Hub(listener or Listener(), offline=offline), again=again)
-    hub = Hub(listener or Listener(), offline=offline)
+        return _known(meaning, known, Hub(meaning, listener or Listener(), offline=offline), again=again)
+    hub = Hub(str(meaning), listener or Listener(), offline=offline)
     return (None if again else _cached(hub, meaning, str(meaning))) or _pull(
         hub, meaning, str(meaning), again=again
     )
@@ -158,7 +158,7 @@ def find_cached(name: str) -> ModelFiles | None:
     meaning = parse_name(name)
     if isinstance(meaning, Path) or (isinstance(meaning, str) and CATALOG[meaning].file):
         return find_model(name)
-    hub = Hub(Listener(), offline=True)
+    hub = Hub(name, Listener(), offline=True)
     if isinstance(meaning, HubName):
         return _cached(hub, meaning, str(meaning))
     return _known_here(meaning, CATALOG[meaning], hub)
@@ -191,6 +191,7 @@ def _known(name: str, known: KnownModel, hub: Hub, *, again: bool) -> ModelFiles
 def local_files(path: Path, *, pickles: bool = False) -> ModelFiles:
     """The model in a file or folder of the user's; `pickles` allows one, for conversion only."""
     try:
+        path.stat()
         if path.is_dir():
             names = [str(p.relative_to(path).as_posix()) for depth in ("*", "*/*") for p in path.glob(depth)]
             choice = choose_files(sorted(n for n in names if (path / n).is_file()), "", shown(str(path)))

@@ -27,7 +27,7 @@ def describe_name(name: str) -> dict[str, Any]:
         "revision": place.revision if isinstance(place, HubName) else None,
         "file": (place.file or None) if isinstance(place, HubName) else None,
         "size": known.size if known else None,
-        "sha256": known.sha256 if known else None,
+        "sha256": known.sha256 if known else files.sha256.get("weights") if files else None,
         "licence": known.licence if known else "see its page" if on_hub else "unknown",
         "data": known.data if known else "see its page" if on_hub else "unknown",
         "path": str(files.weights) if files else None,
@@ -53,5 +53,6 @@ def describe_model(files: ModelFiles) -> dict[str, Any]:
         "schedule": asdict(design.schedule),
         "card": dict(design.card),
         "notes": list(design.notes),
+        "weights_sha256": ready.verify()["weights"],
         "paths": {role: str(path) for role, path in ready.paths.items()},
     }
