@@ -96,7 +96,8 @@ def info(name: str, *, as_json: bool) -> int:
         return ExitCode.DONE
     for key, value in about.items():
         if value not in (None, {}, []):
-            text = json.dumps(value) if isinstance(value, dict | list) else f"{value}"
+            is_number = isinstance(value, int) and not isinstance(value, bool)
+            text = f"{value:,}" if is_number else value if isinstance(value, str) else json.dumps(value)
             click.echo(f"{key + ':':<12} {shown(text)}")
     return ExitCode.DONE
 

@@ -153,7 +153,10 @@ class Hub:
             from huggingface_hub import HfApi
 
             info = HfApi().model_info(name.repository, revision=name.revision, timeout=10)
-            return str(info.sha), [sibling.rfilename for sibling in info.siblings or ()]
+            names = [sibling.rfilename for sibling in info.siblings or ()]
+            if not _COMMIT.fullmatch(str(info.sha)) or not all(isinstance(name, str) for name in names):
+                raise ValueError("a list of files that makes no sense")
+            return str(info.sha), names
 
         return self._online(ask, name, "")
 
@@ -171,6 +174,15 @@ class Hub:
         """
         return self._online(lambda: self._fetch(name, file, sha256, again=again), name, file)
 
+    def remember(self, name: HubName, commit: str) -> None:
+        """Note in the cache which commit a branch or tag is, so that it is found without asking."""
+        if name.revision != commit:
+            for cache in self.caches:
+                folder = _repository_folder(cache, name.repository)
+                if (folder / "snapshots" / commit).is_dir():
+                    (folder / "refs").mkdir(exist_ok=True)
+                    (folder / "refs" / name.revision).write_text(commit)
+
     def _fetch(self, name: HubName, file: str, sha256: str | None, *, again: bool) -> Path:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
@@ -182,11 +194,11 @@ class Hub:
         cache = self._writable_cache()
         folder = _repository_folder(cache, name.repository)
         blob, pointer = folder / "blobs" / etag, folder / "snapshots" / commit / file
-        if again or not (blob.is_file() and blob.stat().st_size == size):
+        if sha256 is None and len(etag) == 64:
+            sha256 = etag
+        if again or not blob.is_file() or _wrong_bytes(blob, size, etag, sha256, self._advance):
             blob.parent.mkdir(parents=True, exist_ok=True)
-            if sha256 is None and len(etag) == 64:
-                sha256 = etag
-            self._transfer(url, name, file, blob, size, sha256, again=again)
+            self._transfer(url, name, file, blob, size, sha256)
         if again:
             pointer.unlink(missing_ok=True)  # it may be a damaged copy, or point elsewhere
         # The bytes are there: what is left for the library is to link them into the snapshot.
@@ -194,13 +206,13 @@ class Hub:
         return Path(path)
 
     def _transfer(
-        self, url: str, name: HubName, file: str, blob: Path, size: int, sha256: str | None, *, again: bool
+        self, url: str, name: HubName, file: str, blob: Path, size: int, sha256: str | None
     ) -> None:
         """Download a file to a place beside its blob, check it there, and give it its name."""
         part = blob.with_name(f"{blob.name}.zipcli.incomplete")
         before = blob.stat().st_mtime_ns if blob.exists() else None
         with self._alone(part) as f:
-            if blob.exists() and (not again or blob.stat().st_mtime_ns != before):
+            if blob.exists() and blob.stat().st_mtime_ns != before:
                 part.unlink()  # another process has brought it while we waited
                 return
             for attempt in ("resumed", "fresh"):
@@ -408,7 +420,7 @@ def _explained(error: Exception, name: HubName, file: str) -> ModelError:
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return ModelError(f"{what}: the model has no such file")
     if status == 407:
-        return ModelError(f"{what}: the proxy wants a name and a password; give them in HTTPS_PROXY")
+        return ModelError(f"{what}: the proxy wants a name and a password (407); give them in HTTPS_PROXY")
     if status == 403:
         return ModelError(f"{what}: access is denied (403); check your token, and the terms of the model")
     if status is not None:

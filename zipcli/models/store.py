@@ -1,15 +1,16 @@
 """Finds the files of a model: on this disk, in the cache, and only then on the Hub. No torch here."""
 
 import json
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zipcli.errors import ModelError, shown
 from zipcli.models.catalog import CATALOG, Architecture, HubName, KnownModel, parse_name
-from zipcli.models.hub import Hub, Listener, file_sha256, what_it_is
+from zipcli.models.hub import Hub, Listener, file_sha256, git_blob_sha1, what_it_is
 from zipcli.models.records import find_converted, read_record, write_record
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -25,7 +26,8 @@ class ModelFiles:
         name: The model as the user named it.
         paths: The files by role: weights, and of diffusers' config (config.json), scheduler
             (scheduler_config.json) and index (model_index.json), where they are.
-        sha256: The digest that each file must have, by role; a role that is missing is not checked.
+        sha256: The digest that each file must have, by role (or, 40 digits, what git calls it); a
+            role that is missing is not checked.
         architecture: What the catalog says of the network.
         from_hub: Whether they are in a cache, not in a place of the user's.
     """
@@ -55,11 +57,13 @@ class ModelFiles:
         return self.paths.get("config")
 
     def _verify(self, role: str, path: Path) -> str:
+        expected = self.sha256.get(role)
         try:
             digest = file_sha256(path)
+            if expected is not None and len(expected) == 40 and git_blob_sha1(path) == expected:
+                return digest
         except OSError as e:
             raise ModelError(f"{shown(str(path))}: cannot read the model: {e.strerror}") from e
-        expected = self.sha256.get(role)
         if expected not in (None, digest):
             repair = f"zipcli models pull --force {self.name}" if self.from_hub else "install zipcli again"
             raise ModelError(
@@ -240,8 +244,8 @@ def _cached(hub: Hub, place: HubName, name: str, known: KnownModel | None = None
         return None
     digests = dict(record["sha256"]) if record else {}
     for role, path in paths.items():
-        blob = path.resolve().name  # the Hub's name for a large file is its SHA-256
-        if role not in digests and len(blob) == 64 and path.is_symlink():
+        blob = path.resolve().name  # the Hub's name of a large file is its SHA-256, of a small one git's
+        if role not in digests and re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", blob):
             digests[role] = blob
     if known is not None:
         digests["weights"] = known.sha256
@@ -254,17 +258,17 @@ def _pull(
     """Fetch a model and record what it was."""
     pinned = known.sha256 if known else None
     if known is not None and known.architecture is not None:
-        choice = {"weights": place.file}
+        commit, choice = place.revision, {"weights": place.file}
     else:
-        _, there = hub.list_files(place)
+        commit, there = hub.list_files(place)
         choice = choose_files(there, place.file, str(place))
+    at = replace(place, revision=commit)  # a branch may move while we fetch
     paths = {
-        role: hub.fetch(place, file, pinned if role == "weights" else None, again=again)
+        role: hub.fetch(at, file, pinned if role == "weights" else None, again=again)
         for role, file in choice.items()
     }
-    snapshot = _snapshot_of(paths["weights"], choice["weights"])
-    if any(_snapshot_of(path, choice[role]) != snapshot for role, path in paths.items()):
-        raise ModelError(f"{place}: it changed on the Hub while it was fetched; run the same command again")
+    hub.remember(place, commit)
+    snapshot = paths["weights"].parents[len(PurePosixPath(choice["weights"]).parts) - 1]
     digests = {role: file_sha256(path) for role, path in paths.items()}
     write_record(snapshot, place, choice, digests)
     return _from_hub(name, paths, digests, known)
@@ -275,10 +279,6 @@ def _from_hub(
 ) -> ModelFiles:
     architecture = known.architecture if known else None
     return ModelFiles(name=name, paths=paths, sha256=digests, architecture=architecture, from_hub=True)
-
-
-def _snapshot_of(path: Path, file: str) -> Path:
-    return path.parents[len(PurePosixPath(file).parts) - 1]
 
 
 def read_json(path: Path) -> dict[str, Any]:
