@@ -104,6 +104,10 @@ def what_it_is(path: Path) -> str:
     return "" if start else "; it is empty"
 
 
+class NotThereError(ModelError):
+    """A place of the Hub does not have what we look for, or not for us; another place may."""
+
+
 class Hub:
     """The Hub and its cache on this machine."""
 
@@ -174,14 +178,12 @@ class Hub:
         """
         return self._online(lambda: self._fetch(name, file, sha256, again=again), name, file)
 
-    def remember(self, name: HubName, commit: str) -> None:
+    def remember(self, name: HubName, snapshot: Path) -> None:
         """Note in the cache which commit a branch or tag is, so that it is found without asking."""
-        if name.revision != commit:
-            for cache in self.caches:
-                folder = _repository_folder(cache, name.repository)
-                if (folder / "snapshots" / commit).is_dir():
-                    (folder / "refs").mkdir(exist_ok=True)
-                    (folder / "refs" / name.revision).write_text(commit)
+        if name.revision != snapshot.name:
+            refs = snapshot.parents[1] / "refs"
+            refs.mkdir(exist_ok=True)
+            (refs / name.revision).write_text(snapshot.name)
 
     def _fetch(self, name: HubName, file: str, sha256: str | None, *, again: bool) -> Path:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -229,7 +231,9 @@ class Hub:
                     break
             reason = what_it_is(part)
             part.unlink()
-            raise ModelError(f"{name}: {shown(file)} has wrong bytes: {wrong}{reason}; nothing of it is kept")
+            raise NotThereError(
+                f"{name}: {shown(file)} has wrong bytes: {wrong}{reason}; nothing of it is kept"
+            )
 
     def _receive(self, url: str, f: BinaryIO, have: int, size: int, file: str) -> None:
         """Append to a file what it still misses; it may end up with another size."""
@@ -404,25 +408,25 @@ def _explained(error: Exception, name: HubName, file: str) -> ModelError:
             if get_token() is None
             else "with the account of your token"
         )
-        return ModelError(
+        return NotThereError(
             f"{what}: the model is gated; accept its terms at {ENDPOINT}/{name.repository} {then}"
         )
     if status == 401:
         if get_token() is None:
-            return ModelError(
+            return NotThereError(
                 f"{what}: there is no such model, or it is private: then set HF_TOKEN to a token of yours"
             )
-        return ModelError(f"{what}: your token was not accepted; check HF_TOKEN, or `hf auth login` again")
+        return NotThereError(f"{what}: your token was not accepted; check HF_TOKEN, or `hf auth login` again")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return ModelError(f"{what}: there is no such model on {ENDPOINT}; check the name")
+        return NotThereError(f"{what}: there is no such model on {ENDPOINT}; check the name")
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelError(f"{what}: it has no revision {name.revision}; check what is after the @")
+        return NotThereError(f"{what}: it has no revision {name.revision}; check what is after the @")
     if isinstance(error, errors.RemoteEntryNotFoundError):
-        return ModelError(f"{what}: the model has no such file")
+        return NotThereError(f"{what}: the model has no such file")
     if status == 407:
         return ModelError(f"{what}: the proxy wants a name and a password (407); give them in HTTPS_PROXY")
     if status == 403:
-        return ModelError(f"{what}: access is denied (403); check your token, and the terms of the model")
+        return NotThereError(f"{what}: access is denied (403); check your token, and the terms of the model")
     if status is not None:
         return ModelError(f"{what}: {ENDPOINT} answered with error {status}; try again later")
     if isinstance(error, errors.FileMetadataError | ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from zipcli.errors import ModelError, shown
 from zipcli.models.catalog import CATALOG, Architecture, HubName, KnownModel, parse_name
-from zipcli.models.hub import Hub, Listener, file_sha256, git_blob_sha1, what_it_is
+from zipcli.models.hub import Hub, Listener, NotThereError, file_sha256, git_blob_sha1, what_it_is
 from zipcli.models.records import find_converted, read_record, write_record
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -185,10 +185,8 @@ def _known(name: str, known: KnownModel, hub: Hub, *, again: bool) -> ModelFiles
     for place in known.places:
         try:
             return _pull(hub, place, name, known, again=again)
-        except ModelError as e:
+        except NotThereError as e:
             errors.append(e)
-            if hub.offline:
-                break
     raise ModelError("; ".join(map(str, errors))) from errors[0]
 
 
@@ -267,8 +265,8 @@ def _pull(
         role: hub.fetch(at, file, pinned if role == "weights" else None, again=again)
         for role, file in choice.items()
     }
-    hub.remember(place, commit)
     snapshot = paths["weights"].parents[len(PurePosixPath(choice["weights"]).parts) - 1]
+    hub.remember(place, snapshot)
     digests = {role: file_sha256(path) for role, path in paths.items()}
     write_record(snapshot, place, choice, digests)
     return _from_hub(name, paths, digests, known)
