@@ -239,7 +239,7 @@ class Hub:
         """Append to a file what it still misses; it may end up with another size."""
         from huggingface_hub import constants
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # not in its __all__
 
         bar = self._bar(file, have, size)
         # The library hands over 10 MB at a time: a line that breaks sooner would never get on, and one that
