@@ -59,13 +59,15 @@ def list_command(*, as_json: bool) -> int:
 @json_option
 def pull(names: tuple[str, ...], *, force: bool, as_json: bool) -> int:
     """Fetch models, check them, and keep them for use without a network."""
-    from zipcli.models.published import unpickled
     from zipcli.models.store import find_model
     from zipcli.models.survey import describe_model
 
     listener = model_listener(StopSignals(), quiet=as_json)
     for name in names:
-        files = unpickled(find_model(name, listener, again=force), listener, again=force)
+        found = find_model(name, listener, again=force)
+        from zipcli.models.published import unpickled  # torch comes after what may fail without it
+
+        files = unpickled(found, listener, again=force)
         digests = files.verify()
         about = describe_model(files)
         if as_json:

@@ -280,6 +280,8 @@ def parse_name(name: str) -> str | HubName | Path:
     """
     if name in CATALOG:
         return name
+    if not name.strip():
+        raise ModelError("model: the name is empty")
     try:
         path = Path(name).expanduser()
         if name.startswith((".", "/", "~")) or path.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zipcli.config import NoiseSchedule
-from zipcli.errors import ModelError, shown
+from zipcli.errors import ConfigError, ModelError, shown
 from zipcli.models.catalog import Architecture, parse_name
 from zipcli.models.design import FORMAT, architecture_design, check_shapes, read_design, tuples
 from zipcli.models.hub import Listener, file_sha256
@@ -44,14 +44,15 @@ def convert_model(
         The description in the header.
 
     Raises:
-        ModelError: The source cannot be read or does not fit its network, or the target is there
-            or cannot be written.
+        ModelError: The source cannot be read or does not fit its network.
+        ConfigError: The target is there already, or has the wrong suffix.
+        OutputError: It cannot be written.
     """
     listener = listener or Listener()
     if target.suffix != ".safetensors":
-        raise ModelError(f"{shown(str(target))}: the new file must be called something.safetensors")
+        raise ConfigError(f"{shown(str(target))}: the new file must be called something.safetensors")
     if target.exists():
-        raise ModelError(f"{shown(str(target))}: is there already; move it away or choose another name")
+        raise ConfigError(f"{shown(str(target))}: is there already; move it away or choose another name")
     meaning = parse_name(source)
     if isinstance(meaning, Path):
         files = local_files(meaning, pickles=True)

@@ -1,8 +1,9 @@
 """Fetches files from the Hugging Face Hub into its own cache. No torch here.
 
-`huggingface_hub` speaks to the Hub and owns the layout of the cache. What it does not do is done
-here: it restarts a download that was killed (2 GB again), waits on a dripping line for ever, and
-compares the size of a file but not its digest.
+`huggingface_hub` speaks to the Hub and defines the cache: blobs named after their ETag, links to
+them in snapshots, and refs. What it does not do is done here: it restarts a download that was
+killed (2 GB again), waits on a dripping line for ever, and compares the size of a file but not its
+digest.
 """
 
 import errno
@@ -12,13 +13,15 @@ import hmac
 import os
 import re
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
 
 from zipcli.errors import ModelError, shown
 from zipcli.models.catalog import HubName
@@ -27,6 +30,9 @@ T = TypeVar("T")
 
 PATIENCE_BYTES = 1_000_000
 """What must arrive within the patience: 17 kB/s, or the Hub counts as down."""
+
+ABANDONED_SECONDS = 600
+"""Age at which another machine's partial file counts as left behind."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -52,6 +58,17 @@ class Listener:
     progress: Callable[[str, int, int], None] = lambda file, done, total: None
     note: Callable[[str], None] = lambda text: None
     check_stop: Callable[[], None] = lambda: None
+
+
+def hub_constants() -> Any:
+    """The library's settings, which it reads from the environment when it is first imported."""
+    try:
+        from huggingface_hub import constants
+
+        _ = urlsplit(constants.ENDPOINT).port  # what the library trips over later
+    except ValueError as e:
+        raise ModelError(f"HF_ENDPOINT is not an address: {shown(str(e))}") from e
+    return constants
 
 
 def private_folder() -> Path:
@@ -104,6 +121,10 @@ def what_it_is(path: Path) -> str:
     return "" if start else "; it is empty"
 
 
+class _TooMuchError(Exception):
+    """More bytes come than were announced."""
+
+
 class NotThereError(ModelError):
     """A place of the Hub does not have what we look for, or not for us; another place may."""
 
@@ -116,7 +137,7 @@ class Hub:
 
         `model` is what the user calls the model that is looked for.
         """
-        from huggingface_hub import constants
+        constants = hub_constants()
         from huggingface_hub.utils import logging
 
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it would say is in our errors
@@ -186,43 +207,47 @@ class Hub:
             (refs / name.revision).write_text(snapshot.name)
 
     def _fetch(self, name: HubName, file: str, sha256: str | None, *, again: bool) -> Path:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         url = hf_hub_url(name.repository, file, revision=name.revision)
         remote = get_hf_file_metadata(url, timeout=10)
         etag, commit, size = str(remote.etag), str(remote.commit_hash), remote.size
         if not re.fullmatch(r"[A-Za-z0-9_-]{8,128}", etag) or not _COMMIT.fullmatch(commit) or size is None:
             raise ValueError(f"no digest, revision or size of {shown(file)}")
-        cache = self._writable_cache()
+        cache = self._writable_cache(name.repository)
         folder = _repository_folder(cache, name.repository)
         blob, pointer = folder / "blobs" / etag, folder / "snapshots" / commit / file
         if sha256 is None and len(etag) == 64:
             sha256 = etag
+        if sha256 is None and not _COMMIT.fullmatch(etag):
+            self.listener.note(f"no digest of {shown(file)} is announced here: only its size can be checked")
         if again or not blob.is_file() or _wrong_bytes(blob, size, etag, sha256, self._advance):
             blob.parent.mkdir(parents=True, exist_ok=True)
             self._transfer(url, name, file, blob, size, sha256)
-        if again:
-            pointer.unlink(missing_ok=True)  # it may be a damaged copy, or point elsewhere
-        # The bytes are there: what is left for the library is to link them into the snapshot.
-        path = hf_hub_download(name.repository, file, revision=name.revision, cache_dir=str(cache))
-        return Path(path)
+        # The library would link it now, but asks again and fails where locks do not work.
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        link = pointer.with_name(f"{pointer.name}.{os.getpid()}.part")
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(blob, pointer.parent))
+        link.replace(pointer)  # what was there may be a damaged copy, or point elsewhere
+        return pointer
 
     def _transfer(
         self, url: str, name: HubName, file: str, blob: Path, size: int, sha256: str | None
     ) -> None:
         """Download a file to a place beside its blob, check it there, and give it its name."""
-        part = blob.with_name(f"{blob.name}.zipcli.incomplete")
         before = blob.stat().st_mtime_ns if blob.exists() else None
-        with self._alone(part) as f:
+        with self._turn(blob):
             if blob.exists() and blob.stat().st_mtime_ns != before:
-                part.unlink()  # another process has brought it while we waited
-                return
+                return  # another process has brought it while we waited
+            part = _claim_partial(blob)
             for attempt in ("resumed", "fresh"):
-                have = f.seek(0, os.SEEK_END)
-                if have > size or attempt == "fresh":
-                    f.truncate(have := 0)
-                _check_room(part, size - have)
-                self._receive(url, f, have, size, file)
+                have = part.stat().st_size if part.exists() else 0
+                with part.open("ab") as f:
+                    if have > size or attempt == "fresh":
+                        f.truncate(have := 0)
+                    _check_room(part, size - have)
+                    self._receive(url, f, have, size, file)
                 wrong = _wrong_bytes(part, size, blob.name, sha256, self._advance)
                 if wrong is None:
                     part.replace(blob)
@@ -232,7 +257,8 @@ class Hub:
             reason = what_it_is(part)
             part.unlink()
             raise NotThereError(
-                f"{name}: {shown(file)} has wrong bytes: {wrong}{reason}; nothing of it is kept"
+                f"{self.model}: {shown(file)} of {name.repository} has wrong bytes: {wrong}{reason}; nothing "
+                "of it is kept"
             )
 
     def _receive(self, url: str, f: BinaryIO, have: int, size: int, file: str) -> None:
@@ -248,6 +274,8 @@ class Hub:
         try:
             headers = build_hf_headers()
             http_get(url, f, resume_size=have, headers=headers, expected_size=size, tqdm_class=bar)
+        except _TooMuchError:
+            pass
         except OSError as e:
             if e.errno is not None or not _is_wrong_size(e):
                 raise
@@ -257,35 +285,39 @@ class Hub:
         os.fsync(f.fileno())
 
     @contextmanager
-    def _alone(self, part: Path) -> Iterator[BinaryIO]:
-        """Own a partial file, waiting while another process does and gets on with it."""
-        seen = -1
-        while True:
-            with part.open("ab") as f:
+    def _turn(self, blob: Path) -> Iterator[None]:
+        """Wait while another process fetches the same file and gets on with it.
+
+        This only saves the transfer: where locks do not work, as on some network file systems, each
+        process has a partial file of its own, and the last one to finish puts the same bytes there.
+        """
+        lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.zipcli.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("ab") as f:
+            seen = 0
+            while True:
                 try:
                     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    pass
-                else:
-                    # While we opened it, its owner may have given it its final name.
-                    if part.exists() and part.stat().st_ino == os.fstat(f.fileno()).st_ino:
-                        yield f
-                        return
+                    here = sum(part.stat().st_size for part in _partials(blob))
+                    self._advance(max(0, here - seen) if seen else 0)
+                    seen = here
+                    time.sleep(0.2)
+                    if self._given_up:
+                        raise ModelError("given up") from None
                     continue
-                size = f.seek(0, os.SEEK_END)
-                self._advance(max(0, size - seen) if seen >= 0 else 0)
-                seen = size
-            time.sleep(0.2)
-            if self._given_up:
-                raise ModelError("given up")
+                except OSError:
+                    pass
+                yield
+                return
 
     def _bar(self, file: str, have: int, total: int) -> Any:
         """What the library takes for a progress bar: it counts for us, and can stop the transfer."""
         hub = self
 
         class Bar:
-            def __init__(self, *_: Any, **__: Any) -> None:
-                self.done = have
+            def __init__(self, *_: Any, initial: int = have, **__: Any) -> None:
+                self.done = initial
 
             def __enter__(self) -> "Bar":
                 return self
@@ -297,6 +329,8 @@ class Hub:
                 if hub._given_up:
                     raise ModelError("given up")
                 self.done += int(n or 0)
+                if self.done > total:
+                    raise _TooMuchError
                 hub._advance(max(0, int(n or 0)))
                 hub.listener.progress(file, self.done, total)
 
@@ -305,9 +339,10 @@ class Hub:
     def _advance(self, n: int) -> None:
         self._moved += n
 
-    def _writable_cache(self) -> Path:
+    def _writable_cache(self, repository: str) -> Path:
         for cache in self.caches:
-            if is_writable(cache):
+            folder = _repository_folder(cache, repository)
+            if all(map(is_writable, (cache / ".locks", folder / "blobs", folder / "snapshots"))):
                 if cache != self.caches[0] and not self._noted:
                     self.listener.note(f"{self.caches[0]} cannot be written; the model is kept in {cache}")
                     self._noted = True
@@ -347,12 +382,12 @@ class Hub:
                 if self._moved - mark < PATIENCE_BYTES and worker.is_alive():
                     self._given_up = True
                     raise ModelError(
-                        f"{name}: gave up after {limit:.0f} seconds without progress; check the connection "
-                        "and run the same command again: what has arrived is kept"
+                        f"{self.model}: gave up after {limit:.0f} seconds without progress; check the "
+                        "connection and run the same command again: what has arrived is kept"
                     )
                 began, mark = time.monotonic(), self._moved
         if errors:
-            raise _explained(errors[0], name, file) from errors[0]
+            raise _explained(errors[0], self.model, name, file) from errors[0]
         return result[0]
 
 
@@ -360,6 +395,37 @@ def _repository_folder(cache: Path, repository: str) -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     return cache / repo_folder_name(repo_id=repository, repo_type="model")
+
+
+def _partials(blob: Path) -> list[Path]:
+    """Partial files of a blob, of any process."""
+    return [p for p in blob.parent.glob(f"{blob.name}.*") if p.name.endswith(".zipcli.incomplete")]
+
+
+def _claim_partial(blob: Path) -> Path:
+    """A partial file of our own: what a process that is gone has left, or a new one."""
+    host = re.sub("[^A-Za-z0-9]", "", socket.gethostname())
+    mine = blob.with_name(f"{blob.name}.{host}-{os.getpid()}.zipcli.incomplete")
+    for part in _partials(blob):
+        if part != mine and _is_abandoned(part, host):
+            with suppress(OSError):  # somebody else was faster
+                part.rename(mine)
+                break
+    return mine
+
+
+def _is_abandoned(part: Path, host: str) -> bool:
+    """Whether nobody writes to a partial file any more. Of another machine's we know its age only."""
+    owner = re.fullmatch(r".*\.([A-Za-z0-9]*)-(\d+)\.zipcli\.incomplete", part.name)
+    if owner is None or owner[1] != host:
+        return time.time() - part.stat().st_mtime > ABANDONED_SECONDS or owner is None
+    try:
+        os.kill(int(owner[2]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # it lives, and is somebody else's
+    return False
 
 
 def _is_wrong_size(error: OSError) -> bool:
@@ -391,62 +457,75 @@ def _check_room(part: Path, missing: int) -> None:
         )
 
 
-def _explained(error: Exception, name: HubName, file: str) -> ModelError:
+def _explained(error: Exception, model: str, name: HubName, file: str) -> ModelError:
     """Turn what the library raised into one sentence that says what to do."""
     from huggingface_hub import errors, get_token
-    from huggingface_hub.constants import ENDPOINT
 
     if isinstance(error, ModelError):
         return error
-    at = f"@{name.revision[:12]}" if name.revision != "main" else ""
-    what = f"{name.repository}{at}: " + (f"cannot fetch {shown(file)}" if file else "cannot look it up")
+    endpoint = _endpoint()
+    at = "" if model.startswith(name.repository) else f" in {name.repository}"
+    what = f"{model}: " + (f"cannot fetch {shown(file)}" if file else "cannot look it up") + at
+    kept = "run the same command again" + (": what has arrived is kept" if file else "")
     causes = [error, error.__cause__, error.__context__]
     status = next((e.response.status_code for e in causes if isinstance(e, errors.HfHubHTTPError)), None)
+    has_token = status in (401, 403) and get_token() is not None
     if isinstance(error, errors.GatedRepoError):
-        then = (
-            "and set HF_TOKEN to a token of yours"
-            if get_token() is None
-            else "with the account of your token"
-        )
-        return NotThereError(
-            f"{what}: the model is gated; accept its terms at {ENDPOINT}/{name.repository} {then}"
-        )
-    if status == 401:
-        if get_token() is None:
-            return NotThereError(
-                f"{what}: there is no such model, or it is private: then set HF_TOKEN to a token of yours"
-            )
+        then = "with the account of your token" if has_token else "and set HF_TOKEN to a token of yours"
+        page = f"{endpoint}/{name.repository}"
+        return NotThereError(f"{what}: the model is gated; accept its terms at {page} {then}")
+    if status == 401 and has_token:
         return NotThereError(f"{what}: your token was not accepted; check HF_TOKEN, or `hf auth login` again")
+    if status == 401:
+        private = "or it is private: then set HF_TOKEN to a token of yours"
+        return NotThereError(f"{what}: there is no such model, {private}")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return NotThereError(f"{what}: there is no such model on {ENDPOINT}; check the name")
+        return NotThereError(f"{what}: there is no such model on {endpoint}; check the name")
     if isinstance(error, errors.RevisionNotFoundError):
         return NotThereError(f"{what}: it has no revision {name.revision}; check what is after the @")
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return NotThereError(f"{what}: the model has no such file")
-    if status == 407:
-        return ModelError(f"{what}: the proxy wants a name and a password (407); give them in HTTPS_PROXY")
+    if status == 404:
+        return NotThereError(f"{what}: nothing there (404); check the name, and HF_ENDPOINT ({endpoint})")
     if status == 403:
         return NotThereError(f"{what}: access is denied (403); check your token, and the terms of the model")
+    if status == 407:
+        return ModelError(f"{what}: the proxy wants a name and a password (407); give them in HTTPS_PROXY")
     if status is not None:
-        return ModelError(f"{what}: {ENDPOINT} answered with error {status}; try again later")
+        return ModelError(f"{what}: {endpoint} answered with error {status}; try again later")
+    if isinstance(error, UnicodeError):
+        return ModelError(f"{what}: the token has a character that no token has; check HF_TOKEN")
     if isinstance(error, errors.FileMetadataError | ValueError):
         return ModelError(
-            f"{what}: {ENDPOINT} did not answer like the Hub; it looks like a web page or a proxy in between "
+            f"{what}: {endpoint} did not answer like the Hub; it looks like a web page or a proxy in between "
             f"(check HF_ENDPOINT and HTTPS_PROXY): {_first_line(error)}"
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return ModelError(
-            f"{what}: the disk is full; free some space, or set HF_HOME to a folder on another disk, and run "
-            "the same command again: what has arrived is kept"
+            f"{what}: the disk is full; free some space, or set HF_HOME to a folder on another disk, "
+            f"and {kept}"
         )
     if isinstance(error, OSError) and error.errno is not None:
-        return ModelError(f"{what}: {error.strerror}: {error.filename}")
+        where = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        return ModelError(
+            f"{what}: {shown(where)}; set HF_HOME or ZIPCLI_CACHE to a folder that can be written"
+        )
     # What is left are errors of the transport, whose classes change with the library's version.
+    text = _first_line(error)
+    trust = "; SSL_CERT_FILE names the certificates to trust" if "CERTIFICATE" in text else ""
     return ModelError(
-        f"{what}: {ENDPOINT} cannot be reached ({type(error).__name__}: {_first_line(error)}); check the "
-        "connection and the proxy, and run the same command again: what has arrived is kept"
+        f"{what}: {endpoint} cannot be reached ({type(error).__name__}: {text}){trust}; check the connection "
+        f"and the proxy, and {kept}"
     )
 
 
+def _endpoint() -> str:
+    """The address of the Hub, without a name and password in it."""
+    address = str(hub_constants().ENDPOINT)
+    scheme, mark, rest = address.partition("://")
+    return scheme + mark + rest.rpartition("@")[2]
+
+
 def _first_line(error: Exception) -> str:
-    return shown((str(error).strip().splitlines() or [""])[0][:200])
+    text = str(error).replace(str(hub_constants().ENDPOINT), _endpoint())
+    return shown((text.strip().splitlines() or [""])[0][:200])

@@ -1,5 +1,7 @@
 """Keeps published pickles as safetensors: each is opened once, restricted, and never again."""
 
+import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -10,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zipcli.errors import ModelError, shown
-from zipcli.models.hub import Listener, file_sha256
+from zipcli.errors import ModelError, OutputError, shown
+from zipcli.models.hub import ABANDONED_SECONDS, Listener, file_sha256
 from zipcli.models.records import converted_file, find_converted, own_folder, write_converted
 from zipcli.models.store import PICKLES, ModelFiles
 from zipcli.models.tensors import check_finite, open_pickle
@@ -41,12 +43,11 @@ def unpickled(files: ModelFiles, listener: Listener, *, again: bool = False) -> 
     pickle = open_pickle(files.weights)
     for name in pickle.shapes:
         check_finite(name, pickle.read(name), files.weights)
-    save(
-        target,
-        {name: pickle.read(name) for name in pickle.shapes},
-        {"source_sha256": digest},
-        listener.check_stop,
-    )
+    tensors = {name: pickle.read(name) for name in pickle.shapes}
+    try:
+        save(target, tensors, {"source_sha256": digest}, listener.check_stop)
+    except OutputError as e:
+        raise ModelError(f"{e} (HF_HOME)") from e
     sha256 = file_sha256(target)
     write_converted(target, sha256)
     return _with_copy(files, target, sha256)
@@ -70,19 +71,21 @@ def save(
     """Write a safetensors file so that it is there whole or not at all.
 
     Raises:
-        ModelError: The disk is full, or the place cannot be written.
+        OutputError: The disk is full, or the place cannot be written.
     """
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     check_stop()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        for old in target.parent.glob(f"{target.name}.*.part"):  # a process that was killed left it
+            if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
+                old.unlink(missing_ok=True)
         with torch.no_grad():
             save_file(tensors, part, metadata=metadata)
         part.replace(target)
     except (OSError, SafetensorError) as e:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise ModelError(
-            f"{shown(str(target))}: cannot be written: {e}; free some space, or choose another disk "
-            "(HF_HOME for the cache)"
+        raise OutputError(
+            f"{shown(str(target))}: cannot be written: {e}; free some space, or choose another disk"
         ) from e

@@ -10,14 +10,12 @@ from pathlib import Path
 
 from zipcli.errors import ModelError
 from zipcli.models.catalog import CATALOG, HubName
-from zipcli.models.hub import is_writable, private_folder
+from zipcli.models.hub import hub_constants, is_writable, private_folder
 
 
 def own_folders(kind: str) -> list[Path]:
     """Our folders of one kind, the preferred one first: beside the Hub's cache, or private."""
-    from huggingface_hub import constants
-
-    return [Path(constants.HF_ASSETS_CACHE).expanduser() / "zipcli" / kind, private_folder() / kind]
+    return [Path(hub_constants().HF_ASSETS_CACHE).expanduser() / "zipcli" / kind, private_folder() / kind]
 
 
 def own_folder(kind: str) -> Path:

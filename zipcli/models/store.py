@@ -63,9 +63,13 @@ class ModelFiles:
             if expected is not None and len(expected) == 40 and git_blob_sha1(path) == expected:
                 return digest
         except OSError as e:
-            raise ModelError(f"{shown(str(path))}: cannot read the model: {e.strerror}") from e
+            raise ModelError(
+                f"{shown(str(path))}: cannot read the model: {e.strerror}; see who may read it"
+            ) from e
         if expected not in (None, digest):
-            repair = f"zipcli models pull --force {self.name}" if self.from_hub else "install zipcli again"
+            repair = (
+                f"run `zipcli models pull --force {self.name}`" if self.from_hub else "install zipcli again"
+            )
             raise ModelError(
                 f"{shown(str(path))}: wrong bytes: SHA-256 is {digest}, expected {expected}"
                 f"{what_it_is(path)}; {repair}"
