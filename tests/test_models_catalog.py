@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+from test_models_foreign import CIFAR
 
 from zipcli.config import NoiseSchedule
 from zipcli.errors import ConfigError, ModelError
 from zipcli.models.catalog import ARCHITECTURES, CATALOG, Architecture, HubName, KnownModel, parse_name
+from zipcli.models.foreign import diffusers_config
 from zipcli.models.store import choose_files
+from zipcli.models.unet_config import UNetConfig
 
 
 @pytest.mark.parametrize("known", CATALOG.values(), ids=CATALOG)
@@ -21,8 +24,7 @@ def test_every_known_model_is_pinned(known: KnownModel) -> None:
     for place in known.places:
         assert re.fullmatch("[0-9a-f]{40}", place.revision)
         assert place.file
-        is_pickle_of_openai = place.file.endswith(".pt")
-        assert is_pickle_of_openai == (known.architecture is not None)
+        assert known.architecture is not None, "all but the built-in model are described here"
 
 
 def test_no_two_models_are_the_same_file() -> None:
@@ -56,7 +58,8 @@ def test_a_name_means_one_thing(name: str, meaning: object) -> None:
 
 
 def test_a_name_is_written_as_it_is_read() -> None:
-    for name in ("some/one", "some/one@v1", "some/one/x/y.safetensors", "some/one@v1/y.bin"):
+    names = ("some/one", "some/one@v1", "some/one/x/y.safetensors", "some/one@v1/y.bin")
+    for name in (*names, "google/ddpm-church-256@main"):
         assert str(parse_name(name)) == name
 
 
@@ -79,6 +82,11 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "a/b/c\\d",
         "\0",
         "x" * 5000,
+        "a--b/c",
+        "owner/name.",
+        "own..er/n",
+        "owner/name.git",
+        "",
     ],
 )
 def test_what_is_no_name_is_refused(name: str) -> None:
@@ -93,6 +101,24 @@ def test_an_architecture_checks_its_names() -> None:
         Architecture(network=network, qkv_order="old")
     with pytest.raises(ConfigError, match="layout"):
         Architecture(network=network, layout="keras")
+
+
+def test_the_catalog_knows_googles_networks_as_their_files_do() -> None:
+    cifar = known_network("ddpm-cifar10-32")
+    assert cifar == diffusers_config(CIFAR)
+    large = CIFAR | {
+        "block_out_channels": [128, 128, 256, 256, 512, 512],
+        "down_block_types": ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D"] + ["UpBlock2D"] * 4,
+        "sample_size": 256,
+    }
+    assert known_network("ddpm-celebahq-256") == diffusers_config(large)
+
+
+def known_network(name: str) -> UNetConfig:
+    architecture = CATALOG[name].architecture
+    assert architecture is not None
+    return architecture.network
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

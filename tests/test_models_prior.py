@@ -1,5 +1,6 @@
 """Published U-Nets served as noise predictors."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,6 +141,33 @@ def test_a_tensor_that_old_files_have_twice_is_read_once(model: Path) -> None:
     save_file(tensors | {"down_blocks.0.downsamplers.0.Conv2d_0.weight": twin + 1}, file)
     with pytest.raises(ModelError, match="Conv2d_0"):
         Purifier.from_pretrained(str(model), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["", "unet", "unet/diffusion_pytorch_model.safetensors"])
+def test_any_part_of_a_pipeline_knows_its_noise(model: Path, tmp_path: Path, part: str) -> None:
+    pipeline = tmp_path / "pipeline"
+    (pipeline / "scheduler").mkdir(parents=True)
+    scheduler = json.loads((model / "scheduler_config.json").read_text()) | {
+        "prediction_type": "v_prediction"
+    }
+    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index = {
+        "_class_name": "DDPMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "x"],
+    }
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    (model / "scheduler_config.json").unlink()
+    model.rename(pipeline / "unet")
+    loaded = load_model(str(pipeline / part), torch.device("cpu"))
+    assert loaded.fingerprint["network"]["prediction"] == "v_prediction"
+    assert loaded.notes == ()
+
+
+def test_a_model_that_does_not_say_its_noise_is_noted(model: Path) -> None:
+    (model / "scheduler_config.json").unlink()
+    (note,) = load_model(str(model), torch.device("cpu")).notes
+    assert "linear schedule is assumed" in note
 
 
 def test_a_network_that_centres_its_input_is_noted(model: Path) -> None:

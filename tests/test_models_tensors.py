@@ -43,6 +43,12 @@ def test_a_state_dict_is_read_as_it_was_saved(tmp_path: Path) -> None:
     assert open_pickle(tmp_path / "wrapped.pt").shapes == file.shapes
 
 
+def test_a_tensor_under_two_names_is_read_twice(tmp_path: Path) -> None:
+    tensor = torch.randn(1000)
+    torch.save({"a": tensor, "b": tensor}, tmp_path / "m.pt")
+    assert torch.equal(open_pickle(tmp_path / "m.pt").read("b"), tensor)
+
+
 def test_views_of_one_storage_become_safetensors(tmp_path: Path) -> None:
     """OpenAI's files hold views of two flat vectors; safetensors wants each tensor by itself."""
     flat = torch.randn(10)

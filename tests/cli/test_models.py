@@ -307,10 +307,9 @@ def test_the_hub_of_these_tests_serves_a_folder(tmp_path: Path) -> None:
         program = "from huggingface_hub import *; print(open(hf_hub_download('o/n', 'sub/file.txt')).read())"
         env = {**ENVIRONMENT, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": endpoint}
         done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # Ctrl-C is ignored below a shell that runs its jobs in the background
         assert done.stdout.strip() == "hello", done.stderr
         assert "GET /" in process.communicate()[1]
-        assert process.returncode == 0
 
 
 # A model by name

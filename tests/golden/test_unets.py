@@ -653,7 +653,7 @@ def test_every_tensor_of_a_published_file_has_one_place(name: str) -> None:
 
 
 def test_the_catalog_describes_the_published_files() -> None:
-    assert set(ARCHITECTURES) == set(CATALOGUED)
+    assert {name for name, one in ARCHITECTURES.items() if one.layout == "guided"} == set(CATALOGUED)
     for name, file in CATALOGUED.items():
         settings, _, _ = OPENAI_FILES[file]
         assert ARCHITECTURES[name].network == our_config(settings), name

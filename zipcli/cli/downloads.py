@@ -15,8 +15,13 @@ SMALL = 1_000_000
 
 def model_listener(stop: StopSignals, *, quiet: bool = False) -> Listener:
     """Tell the user on stderr, and stop when a signal comes; `quiet` keeps the notes only."""
-    progress = Listener().progress if quiet else DownloadProgress().show
-    return Listener(progress=progress, note=lambda text: say(f"Note: {text}"), check_stop=stop.check)
+    shown = DownloadProgress()
+    return Listener(
+        progress=Listener.progress if quiet else shown.show,
+        ended=shown.end,
+        note=lambda text: say(f"Note: {text}"),
+        check_stop=stop.check,
+    )
 
 
 class DownloadProgress:
@@ -45,9 +50,12 @@ class DownloadProgress:
             self._file = file
             self._bar.add_task(shown(file[-40:]), total=total)
         self._bar.update(self._bar.task_ids[-1], completed=done)
-        if done >= total:
+
+    def end(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
             self._bar.stop()
-            self._bar, self._file = None, ""
+        self._bar, self._file = None, ""
 
     def _show_line(self, file: str, done: int, total: int) -> None:
         now = time.monotonic()

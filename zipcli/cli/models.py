@@ -96,11 +96,12 @@ def info(name: str, *, as_json: bool) -> int:
     if as_json:
         emit("model", **about)
         return ExitCode.DONE
+    width = max(map(len, about)) + 1
     for key, value in about.items():
         if value not in (None, {}, []):
             is_number = isinstance(value, int) and not isinstance(value, bool)
             text = f"{value:,}" if is_number else value if isinstance(value, str) else json.dumps(value)
-            click.echo(f"{key + ':':<12} {shown(text)}")
+            click.echo(f"{key + ':':<{width}} {shown(text)}")
     return ExitCode.DONE
 
 

@@ -54,7 +54,9 @@ class HubName:
 
     def __str__(self) -> str:
         """Write it as `--model` takes it."""
-        revision = f"@{self.revision}" if self.revision != "main" else ""
+        # Without a revision, a repository of the catalog is the pinned model.
+        is_known = any(place.repository == self.repository for m in CATALOG.values() for place in m.places)
+        revision = f"@{self.revision}" if self.revision != "main" or is_known else ""
         return f"{self.repository}{revision}" + (f"/{self.file}" if self.file else "")
 
 
@@ -82,8 +84,25 @@ class KnownModel:
     architecture: Architecture | None = None
 
 
-# Networks of OpenAI's programs, by the names of `zipcli models convert --like`. The settings are those of
-# their READMEs; a file of weights shows half of them at most.
+def _ddpm(side: int, widths: tuple[int, ...], attention: tuple[bool, ...]) -> Architecture:
+    """A network of DDPM's authors, as Google converted them to diffusers."""
+    network = UNetConfig(
+        widths=widths,
+        attention_down=attention,
+        attention_up=attention,
+        time_features=widths[0],
+        time_width=4 * widths[0],
+        sines_first=True,
+        frequency_shift=1,
+        asymmetric_padding=True,
+        norm_eps=1e-6,
+        side=side,
+    )
+    return Architecture(network=network, layout="diffusers", qkv_order="new")
+
+
+# Networks by the names of `zipcli models convert --like`. A file of weights shows half of their settings at
+# most: these are of the READMEs of OpenAI's programs, and of Google's config.json.
 ARCHITECTURES: Mapping[str, Architecture] = {
     # 256x256_diffusion_uncond.pt and the three of LSUN (bedroom, cat, horse)
     "openai-256": Architecture(
@@ -136,6 +155,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             residual=False,
         ),
     ),
+    # google/ddpm-cifar10-32
+    "ddpm-32": _ddpm(32, (128, 256, 256, 256), attention=(False, True, False, False)),
+    # google/ddpm-celebahq-256 and the others of 256 pixels
+    "ddpm-256": _ddpm(
+        256, (128, 128, 256, 256, 512, 512), attention=(False, False, False, False, True, False)
+    ),
 }
 
 _OPENAI_LICENCE = "MIT; its model card: research only, not for commercial deployment"
@@ -144,7 +169,15 @@ _OPENAI_LICENCE = "MIT; its model card: research only, not for commercial deploy
 def _google(name: str, revision: str, suffix: str, sha256: str, size: int, data: str) -> KnownModel:
     """A model of DDPM's authors; `ema` in a name marks averaged weights, which draw better pictures."""
     place = HubName(repository=f"google/{name}", revision=revision, file=f"diffusion_pytorch_model.{suffix}")
-    return KnownModel(places=(place,), sha256=sha256, size=size, licence="Apache-2.0", data=data)
+    architecture = ARCHITECTURES["ddpm-32" if name.endswith("-32") else "ddpm-256"]
+    return KnownModel(
+        places=(place,),
+        sha256=sha256,
+        size=size,
+        licence="Apache-2.0",
+        data=data,
+        architecture=architecture,
+    )
 
 
 CATALOG: Mapping[str, KnownModel] = {
@@ -297,6 +330,8 @@ def parse_name(name: str) -> str | HubName | Path:
             + " Or give owner/name on the Hugging Face Hub, a .safetensors file, or a folder."
         )
     repository, revision, file = match.groups()
+    if "--" in repository or ".." in repository or repository.endswith((".", "-", ".git", ".ipynb")):
+        raise ModelError(f"model {name[:100]}: {repository} is no name that a repository of the Hub can have")
     if file and (".." in Path(file).parts or file.startswith("/") or "\\" in file):
         raise ModelError(f"model {shown(name[:100])}: {shown(file)} is not a file inside a repository")
     if revision is None:

@@ -35,8 +35,8 @@ def convert_model(
             nowhere else.
         target: The file to write; it must not exist.
         architecture: What the weights do not say, for OpenAI's.
-        config: The same from a file: diffusers' config.json, or an architecture as
-            `zipcli models info --json` prints it.
+        config: The same from a file: diffusers' config.json, or for OpenAI's a JSON object with
+            network (the fields of `UNetConfig`), schedule (of `NoiseSchedule`) and qkv_order.
         offline: Never connect.
         listener: Who is told of a download.
 
@@ -66,7 +66,7 @@ def convert_model(
             architecture = _read_architecture(config, content)
     digest = files.verify()["weights"]
     with _opened(files) as file:
-        design = read_design(files, file) if architecture is None else architecture_design(architecture)
+        design = read_design(files, file) if architecture is None else architecture_design(architecture, file)
         if not isinstance(design.network, UNetConfig):
             raise ModelError(f"{shown(source)}: is a model of ours already; there is nothing to convert")
         check_shapes(design.sources, file, files.weights)
@@ -95,9 +95,11 @@ def _read_architecture(path: Path, content: dict[str, Any]) -> Architecture:
     try:
         return Architecture(
             network=UNetConfig(**tuples(content["network"])),
-            schedule=NoiseSchedule(**tuples(content.get("schedule", {}))),
-            layout=content.get("layout", "guided"),
-            qkv_order=content.get("qkv_order", "legacy"),
+            schedule=NoiseSchedule(**tuples(content["schedule"])),
+            layout="guided",
+            qkv_order=content["qkv_order"],
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except KeyError as e:
+        raise ModelError(f"{shown(str(path))}: {e} is missing") from e
+    except (AttributeError, TypeError, ValueError) as e:
         raise ModelError(f"{shown(str(path))}: does not describe a network that we can build: {e}") from e

@@ -77,7 +77,7 @@ def read_design(files: ModelFiles, file: OpenFile) -> Design:
     if files.config is not None:
         return _diffusers_design(files, files.config, file)
     if files.architecture is not None:
-        return architecture_design(files.architecture)
+        return architecture_design(files.architecture, file)
     like = ""
     if "input_blocks.0.0.weight" in file.shapes:
         like = (
@@ -140,23 +140,28 @@ def _diffusers_design(files: ModelFiles, config_file: Path, file: OpenFile) -> D
     else:
         notes.append(
             f"{shown(files.name)} does not say what noise it was trained with (no scheduler_config.json); "
-            "DDPM's linear schedule is assumed"
+            "DDPM's linear schedule is assumed, and that it predicts the noise"
         )
+    if network.side is None:
+        notes.append(f"{shown(files.name)} does not say the side of its images; it sees windows of any side")
     if network.center_input:
         notes.append(f"{shown(files.name)} was trained on images in [0, 1] and sees them in [-1, 1] here")
-    old_names = any(".query." in name for name in file.shapes)
     legacy = config.get("attention_legacy_order") is True
-    sources = diffusers_sources(network, old_names=old_names, legacy=legacy)
+    sources = diffusers_sources(network, old_names=_has_old_names(file), legacy=legacy)
     return Design(network=network, schedule=schedule, sources=sources, layout="diffusers", notes=tuple(notes))
 
 
-def architecture_design(architecture: Architecture) -> Design:
+def _has_old_names(file: OpenFile) -> bool:
+    return any(".query." in name for name in file.shapes)
+
+
+def architecture_design(architecture: Architecture, file: OpenFile) -> Design:
     """The design of weights that do not describe themselves."""
     network = architecture.network
     if architecture.layout == "guided":
         sources = guided_sources(network, architecture.qkv_order)
     else:
-        sources = diffusers_sources(network, legacy=architecture.qkv_order == "legacy")
+        sources = diffusers_sources(network, old_names=_has_old_names(file))
     return Design(
         network=network, schedule=architecture.schedule, sources=sources, layout=architecture.layout
     )

@@ -151,6 +151,7 @@ def diffusers_config(given: Mapping[str, Any]) -> UNetConfig:
     check(len(resampling) == 1, "levels are joined in different ways, which is not supported")
     check(resampling <= {"conv", "resnet"}, f"resampling {_quote(*resampling)} is not known")
     widths = tuple(c["block_out_channels"])
+    check(len(widths) >= 1, "block_out_channels is empty")
     scale_shift = shift == "scale_shift"
     adm = embedding == "adm"
     return UNetConfig(

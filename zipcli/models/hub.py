@@ -51,11 +51,13 @@ class Listener:
 
     Attributes:
         progress: Called with a file, the bytes that are here and all of them.
+        ended: Called when a transfer has ended, well or not.
         note: Called with a sentence that the user should read.
         check_stop: Called often; it may raise to stop the work.
     """
 
     progress: Callable[[str, int, int], None] = lambda file, done, total: None
+    ended: Callable[[], None] = lambda: None
     note: Callable[[str], None] = lambda text: None
     check_stop: Callable[[], None] = lambda: None
 
@@ -203,8 +205,9 @@ class Hub:
         """Note in the cache which commit a branch or tag is, so that it is found without asking."""
         if name.revision != snapshot.name:
             refs = snapshot.parents[1] / "refs"
-            refs.mkdir(exist_ok=True)
-            (refs / name.revision).write_text(snapshot.name)
+            with suppress(OSError):  # then it is asked for again
+                refs.mkdir(exist_ok=True)
+                (refs / name.revision).write_text(snapshot.name)
 
     def _fetch(self, name: HubName, file: str, sha256: str | None, *, again: bool) -> Path:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -212,8 +215,10 @@ class Hub:
         url = hf_hub_url(name.repository, file, revision=name.revision)
         remote = get_hf_file_metadata(url, timeout=10)
         etag, commit, size = str(remote.etag), str(remote.commit_hash), remote.size
-        if not re.fullmatch(r"[A-Za-z0-9_-]{8,128}", etag) or not _COMMIT.fullmatch(commit) or size is None:
+        if not re.fullmatch("[A-Za-z0-9_-]{8,128}", etag) or not _COMMIT.fullmatch(commit) or size is None:
             raise ValueError(f"no digest, revision or size of {shown(file)}")
+        if _COMMIT.fullmatch(name.revision) and commit != name.revision:
+            raise ValueError(f"{shown(file)} comes from another revision, {commit}")
         cache = self._writable_cache(name.repository)
         folder = _repository_folder(cache, name.repository)
         blob, pointer = folder / "blobs" / etag, folder / "snapshots" / commit / file
@@ -242,7 +247,7 @@ class Hub:
                 return  # another process has brought it while we waited
             part = _claim_partial(blob)
             for attempt in ("resumed", "fresh"):
-                have = part.stat().st_size if part.exists() else 0
+                have = _size(part)
                 with part.open("ab") as f:
                     if have > size or attempt == "fresh":
                         f.truncate(have := 0)
@@ -299,7 +304,7 @@ class Hub:
                 try:
                     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    here = sum(part.stat().st_size for part in _partials(blob))
+                    here = sum(map(_size, _partials(blob)))
                     self._advance(max(0, here - seen) if seen else 0)
                     seen = here
                     time.sleep(0.2)
@@ -342,7 +347,8 @@ class Hub:
     def _writable_cache(self, repository: str) -> Path:
         for cache in self.caches:
             folder = _repository_folder(cache, repository)
-            if all(map(is_writable, (cache / ".locks", folder / "blobs", folder / "snapshots"))):
+            needed = (cache / ".locks", *(folder / name for name in ("blobs", "snapshots", "refs")))
+            if all(map(is_writable, needed)):
                 if cache != self.caches[0] and not self._noted:
                     self.listener.note(f"{self.caches[0]} cannot be written; the model is kept in {cache}")
                     self._noted = True
@@ -373,6 +379,16 @@ class Hub:
 
         worker = threading.Thread(target=run, daemon=True)
         worker.start()
+        try:
+            self._wait(worker)
+        finally:
+            self.listener.ended()
+        if errors:
+            raise _explained(errors[0], self.model, name, file) from errors[0]
+        return result[0]
+
+    def _wait(self, worker: threading.Thread) -> None:
+        """Wait for a thread as long as it gets on, hearing signals all the while."""
         limit = patience()
         began, mark = time.monotonic(), self._moved
         while worker.is_alive():
@@ -386,9 +402,6 @@ class Hub:
                         "connection and run the same command again: what has arrived is kept"
                     )
                 began, mark = time.monotonic(), self._moved
-        if errors:
-            raise _explained(errors[0], self.model, name, file) from errors[0]
-        return result[0]
 
 
 def _repository_folder(cache: Path, repository: str) -> Path:
@@ -400,6 +413,13 @@ def _repository_folder(cache: Path, repository: str) -> Path:
 def _partials(blob: Path) -> list[Path]:
     """Partial files of a blob, of any process."""
     return [p for p in blob.parent.glob(f"{blob.name}.*") if p.name.endswith(".zipcli.incomplete")]
+
+
+def _size(path: Path) -> int:
+    """Size of a file that may go away at any time, 0 when it has."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def _claim_partial(blob: Path) -> Path:
@@ -418,7 +438,9 @@ def _is_abandoned(part: Path, host: str) -> bool:
     """Whether nobody writes to a partial file any more. Of another machine's we know its age only."""
     owner = re.fullmatch(r".*\.([A-Za-z0-9]*)-(\d+)\.zipcli\.incomplete", part.name)
     if owner is None or owner[1] != host:
-        return time.time() - part.stat().st_mtime > ABANDONED_SECONDS or owner is None
+        with suppress(FileNotFoundError):
+            return owner is None or time.time() - part.stat().st_mtime > ABANDONED_SECONDS
+        return False
     try:
         os.kill(int(owner[2]), 0)
     except ProcessLookupError:

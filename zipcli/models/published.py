@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from zipcli.errors import ModelError, OutputError, shown
 from zipcli.models.hub import ABANDONED_SECONDS, Listener, file_sha256
-from zipcli.models.records import converted_file, find_converted, own_folder, write_converted
-from zipcli.models.store import PICKLES, ModelFiles
+from zipcli.models.records import converted_file, own_folder, write_converted
+from zipcli.models.store import PICKLES, ModelFiles, converted_copy, with_copy
 from zipcli.models.tensors import check_finite, open_pickle
 
 
@@ -43,26 +42,19 @@ def unpickled(files: ModelFiles, listener: Listener, *, again: bool = False) -> 
     pickle = open_pickle(files.weights)
     for name in pickle.shapes:
         check_finite(name, pickle.read(name), files.weights)
-    tensors = {name: pickle.read(name) for name in pickle.shapes}
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name in pickle.shapes:
+        tensor = pickle.read(name)
+        tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor  # two names for one value
+        seen.add(tensor.data_ptr())
     try:
         save(target, tensors, {"source_sha256": digest}, listener.check_stop)
-    except OutputError as e:
+        sha256 = file_sha256(target)
+        write_converted(target, sha256)
+    except (OutputError, OSError) as e:
         raise ModelError(f"{e} (HF_HOME)") from e
-    sha256 = file_sha256(target)
-    write_converted(target, sha256)
-    return _with_copy(files, target, sha256)
-
-
-def converted_copy(files: ModelFiles) -> ModelFiles | None:
-    """The copy of weights that are a pickle, if there is one; other weights are returned as they are."""
-    if files.weights.suffix not in PICKLES:
-        return files
-    found = find_converted(files.sha256.get("weights", ""))
-    return _with_copy(files, *found) if found else None
-
-
-def _with_copy(files: ModelFiles, target: Path, sha256: str) -> ModelFiles:
-    return replace(files, paths=files.paths | {"weights": target}, sha256=files.sha256 | {"weights": sha256})
+    return with_copy(files, target, sha256)
 
 
 def save(
@@ -86,6 +78,5 @@ def save(
     except (OSError, SafetensorError) as e:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise OutputError(
-            f"{shown(str(target))}: cannot be written: {e}; free some space, or choose another disk"
-        ) from e
+        full = "; free some space, or choose another disk" if "space" in str(e) else ""
+        raise OutputError(f"{shown(str(target))}: cannot be written: {e}{full}") from e

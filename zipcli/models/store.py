@@ -162,7 +162,12 @@ def find_model(
 
 
 def find_cached(name: str) -> ModelFiles | None:
-    """Find a model without any network, or say that it is not here."""
+    """Find a model without any network, or say that it is not here; of a pickle, its copy."""
+    files = _find_here(name)
+    return files and (converted_copy(files) or files)
+
+
+def _find_here(name: str) -> ModelFiles | None:
     meaning = parse_name(name)
     if isinstance(meaning, Path) or (isinstance(meaning, str) and CATALOG[meaning].file):
         return find_model(name)
@@ -194,20 +199,35 @@ def _known(name: str, known: KnownModel, hub: Hub, *, again: bool) -> ModelFiles
     raise ModelError("; ".join(map(str, errors))) from errors[0]
 
 
+def converted_copy(files: ModelFiles) -> ModelFiles | None:
+    """The copy of weights that are a pickle, if there is one; other weights are returned as they are."""
+    if files.weights.suffix not in PICKLES:
+        return files
+    found = find_converted(files.sha256.get("weights", ""))
+    return with_copy(files, *found) if found else None
+
+
+def with_copy(files: ModelFiles, target: Path, sha256: str) -> ModelFiles:
+    """Use a safetensors copy for the weights."""
+    return replace(files, paths=files.paths | {"weights": target}, sha256=files.sha256 | {"weights": sha256})
+
+
 def local_files(path: Path, *, pickles: bool = False) -> ModelFiles:
     """The model in a file or folder of the user's; `pickles` allows one, for conversion only."""
     try:
-        path.stat()
-        if path.is_dir():
-            names = [str(p.relative_to(path).as_posix()) for depth in ("*", "*/*") for p in path.glob(depth)]
-            choice = choose_files(sorted(n for n in names if (path / n).is_file()), "", shown(str(path)))
-            base = path
-        else:
-            choice = {"weights": path.name}
-            base = path.parent
-            if (base / "config.json").is_file():
-                beside = [p.name for p in base.iterdir() if p.is_file()]
-                choice = choose_files({*beside, path.name}, path.name, shown(str(path)))
+        if not (path.is_dir() or path.is_file()):
+            path.stat()
+            raise ModelError(f"{shown(str(path))}: neither a file nor a folder")
+        base, wanted = (path, "") if path.is_dir() else (path.parent, path.name)
+        if base.absolute().name == "unet" and (base / ".." / "model_index.json").is_file():
+            # A part of a pipeline: what noise it was trained with is said beside it.
+            base, wanted = base / "..", f"unet/{wanted}" if wanted else ""
+        names = [p.relative_to(base).as_posix() for depth in ("*", "*/*") for p in base.glob(depth)]
+        there = [name for name in names if (base / name).is_file()] if wanted != path.name else []
+        if wanted == path.name:
+            there = [p.name for p in base.iterdir() if p.is_file()]
+            there = there if "config.json" in there else [wanted]
+        choice = choose_files(there, wanted, shown(str(path)))
     except OSError as e:
         raise ModelError(f"{shown(str(path))}: cannot read the model: {e.strerror}") from e
     if PurePosixPath(choice["weights"]).suffix in PICKLES and not pickles:
@@ -225,7 +245,9 @@ def _cached(hub: Hub, place: HubName, name: str, known: KnownModel | None = None
     if snapshot is None:
         return None
     record = read_record(snapshot, place)
-    if record is not None:
+    if known is not None and known.architecture is not None:
+        choice = {"weights": place.file}
+    elif record is not None:
         choice = record["files"]
     else:
         # Another program has put it there.
@@ -242,8 +264,11 @@ def _cached(hub: Hub, place: HubName, name: str, known: KnownModel | None = None
         if "config" in choice and not asked and not hub.offline:
             return None  # nobody has looked for the noise schedule yet
     paths = {role: snapshot / file for role, file in choice.items()}
+    blobs = snapshot.parents[1] / "blobs"
     if not all(path.exists() for path in paths.values()):
         return None
+    if record is None and not all(path.resolve().parent == blobs.resolve() for path in paths.values()):
+        return None  # nothing says what these files should be
     digests = dict(record["sha256"]) if record else {}
     for role, path in paths.items():
         blob = path.resolve().name  # the Hub's name of a large file is its SHA-256, of a small one git's
@@ -264,6 +289,8 @@ def _pull(
     else:
         commit, there = hub.list_files(place)
         choice = choose_files(there, place.file, str(place))
+    if re.fullmatch("[0-9a-f]{40}", place.revision) and commit != place.revision:
+        raise ModelError(f"{place}: the Hub answered with another revision, {commit}")
     at = replace(place, revision=commit)  # a branch may move while we fetch
     paths = {
         role: hub.fetch(at, file, pinned if role == "weights" else None, again=again)

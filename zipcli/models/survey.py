@@ -6,7 +6,7 @@ from typing import Any
 from zipcli.errors import ModelError
 from zipcli.models.catalog import CATALOG, HubName, parse_name
 from zipcli.models.records import pulled_names
-from zipcli.models.store import ModelFiles, find_cached
+from zipcli.models.store import ModelFiles, converted_copy, find_cached
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -16,20 +16,25 @@ def list_models() -> list[dict[str, Any]]:
 
 def describe_name(name: str) -> dict[str, Any]:
     """What is known of a model without opening it."""
-    known = CATALOG.get(name)
-    files = find_cached(name)
-    place = known.places[0] if known and known.places else parse_name(name)
-    on_hub = isinstance(place, HubName)
+    meaning = parse_name(name)
+    known = CATALOG.get(meaning) if isinstance(meaning, str) else None
+    places = known.places if known else (meaning,) if isinstance(meaning, HubName) else ()
+    place = places[0] if places else None
+    try:
+        files = find_cached(name)
+    except ModelError:
+        files = None  # it is here, and `zipcli models verify` says what is wrong with it
+    unknown = "see its page" if place else "unknown"
     return {
         "name": name,
         "cached": files is not None,
-        "repository": place.repository if isinstance(place, HubName) else None,
-        "revision": place.revision if isinstance(place, HubName) else None,
-        "file": (place.file or None) if isinstance(place, HubName) else None,
+        "repository": place.repository if place else None,
+        "revision": place.revision if place else None,
+        "file": place.file or None if place else None,
         "size": known.size if known else None,
         "sha256": known.sha256 if known else files.sha256.get("weights") if files else None,
-        "licence": known.licence if known else "see its page" if on_hub else "unknown",
-        "data": known.data if known else "see its page" if on_hub else "unknown",
+        "licence": known.licence if known else unknown,
+        "data": known.data if known else unknown,
         "path": str(files.weights) if files else None,
     }
 
@@ -37,7 +42,6 @@ def describe_name(name: str) -> dict[str, Any]:
 def describe_model(files: ModelFiles) -> dict[str, Any]:
     """What is in the files of a model; its weights are not read, but they must fit their network."""
     from zipcli.models.design import open_model
-    from zipcli.models.published import converted_copy
 
     ready = converted_copy(files)
     if ready is None:

@@ -69,7 +69,8 @@ class Purifier:
         """Load a model by name or path and build a purifier.
 
         Args:
-            model: "builtin" or the path of a model file.
+            model: A name of the catalog, `owner/name[@revision][/file]` on the Hugging Face Hub, a
+                file or a folder.
             **settings: Fields of `PurifyConfig`, such as transforms=["blur:2"], steps=20, seed=0.
 
         Raises:
