@@ -173,6 +173,12 @@ def test_a_chain_that_fails_names_its_images() -> None:
     assert caught.value.images == (1,)
 
 
+@pytest.mark.parametrize("wrong", [{"steps": 2}, {"tile": 128}, {"overlap": 200}], ids=str)
+def test_settings_that_do_not_fit_are_refused_before_a_model_is_fetched(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Purifier.from_pretrained("openai-256", device="cpu", offline=True, **wrong)
+
+
 def test_unknown_settings_and_models_suggest_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'transforms'"):
         Purifier.from_pretrained(transform=["blur:2"])

@@ -339,3 +339,9 @@ def parse_name(name: str) -> str | HubName | Path:
             if any(place.repository == repository and file in (None, place.file) for place in model.places):
                 return known
     return HubName(repository=repository, revision=revision or "main", file=file or "")
+
+
+def known_architecture(name: str) -> Architecture | None:
+    """What the catalog says of the network that a model name means, before anything is fetched."""
+    meaning = parse_name(name)
+    return CATALOG[meaning].architecture if isinstance(meaning, str) else None

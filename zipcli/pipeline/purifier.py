@@ -11,12 +11,13 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from zipcli.config import PurifyConfig, check, purify_config
+from zipcli.config import NoiseSchedule, PurifyConfig, check, purify_config
 from zipcli.errors import ConfigError, InputError, MemoryExhaustedError, NonFiniteError, Reason
 from zipcli.images.fit import fit, fitted_size, unfit
 from zipcli.images.load import decode, from_pil, read_file
 from zipcli.methods import METHODS
 from zipcli.methods.grids import chain
+from zipcli.models.catalog import known_architecture
 from zipcli.models.hub import Listener
 from zipcli.models.loading import load_model
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel, images_per_call
@@ -90,6 +91,9 @@ class Purifier:
         purifier = cls(config)
         if config.needs_model:
             listener = listener or Listener()
+            if (known := known_architecture(config.model)) is not None:
+                # Better now than after gigabytes have come.
+                purifier.window(known.schedule, known.network.side)
             loaded = load_model(
                 config.model, purifier.device, config.dtype, offline=config.offline, listener=listener
             )
@@ -104,21 +108,29 @@ class Purifier:
         Raises:
             ConfigError: The sizes or the steps do not fit the model.
         """
+        check(model.channels == 3, f"model {self.config.model}: it has {model.channels} channels, not 3")
+        side, overlap = self.window(model.schedule, model.native_side)
+        self._model = WindowedModel(model, side, overlap)
+        self.fingerprint_parts |= {**fingerprint, "tile": side, "overlap": overlap}
+
+    def window(self, schedule: NoiseSchedule, native_side: int | None) -> tuple[int, int]:
+        """Side and overlap of the windows of a model, in pixels.
+
+        Raises:
+            ConfigError: The sizes or the steps do not fit such a model.
+        """
         config = self.config
-        check(model.channels == 3, f"model {config.model}: it has {model.channels} channels, not 3")
         check(
-            config.tile is None or model.native_side in (None, config.tile),
-            f"tile: model {config.model} takes {model.native_side} pixels only; leave out --tile",
+            config.tile is None or native_side in (None, config.tile),
+            f"tile: model {config.model} takes {native_side} pixels only; leave out --tile",
         )
-        chain(config, alpha_bars(model.schedule).tolist())
-        side = model.native_side or config.tile or (DEFAULT_WINDOW if config.fit == "tile" else CROP_SIDE)
+        chain(config, alpha_bars(schedule).tolist())
+        side = native_side or config.tile or (DEFAULT_WINDOW if config.fit == "tile" else CROP_SIDE)
         check(
             config.overlap is None or config.overlap <= side // 2,
             f"overlap: {config.overlap} is more than half of the window, {side} pixels",
         )
-        overlap = min(DEFAULT_OVERLAP, side // 2) if config.overlap is None else config.overlap
-        self._model = WindowedModel(model, side, overlap)
-        self.fingerprint_parts |= {**fingerprint, "tile": side, "overlap": overlap}
+        return side, min(DEFAULT_OVERLAP, side // 2) if config.overlap is None else config.overlap
 
     @overload
     def __call__(self, image: str | PathLike[str]) -> PIL.Image.Image: ...
