@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zipcli.errors import ModelError, OutputError, shown
 from zipcli.models.hub import ABANDONED_SECONDS, Listener, file_sha256
-from zipcli.models.records import converted_file, own_folder, write_converted
+from zipcli.models.records import converted_file, find_converted, own_folder, write_converted
 from zipcli.models.store import PICKLES, ModelFiles, converted_copy, with_copy
 from zipcli.models.tensors import check_finite, open_pickle
 
@@ -34,6 +34,8 @@ def unpickled(files: ModelFiles, listener: Listener, *, again: bool = False) -> 
     if copy is not None:
         return copy
     digest = files.verify()["weights"]
+    if not again and (found := find_converted(digest)) is not None:
+        return with_copy(files, *found)
     listener.note(
         f"{files.name} is published as a pickle (SHA-256 {digest}); it is read once, restricted to tensors, "
         "and kept as safetensors"

@@ -219,14 +219,13 @@ def local_files(path: Path, *, pickles: bool = False) -> ModelFiles:
             path.stat()
             raise ModelError(f"{shown(str(path))}: neither a file nor a folder")
         base, wanted = (path, "") if path.is_dir() else (path.parent, path.name)
-        if base.absolute().name == "unet" and (base / ".." / "model_index.json").is_file():
+        above = base.absolute().parent
+        if base.absolute().name == "unet" and (above / "model_index.json").is_file():
             # A part of a pipeline: what noise it was trained with is said beside it.
-            base, wanted = base / "..", f"unet/{wanted}" if wanted else ""
-        names = [p.relative_to(base).as_posix() for depth in ("*", "*/*") for p in base.glob(depth)]
-        there = [name for name in names if (base / name).is_file()] if wanted != path.name else []
-        if wanted == path.name:
-            there = [p.name for p in base.iterdir() if p.is_file()]
-            there = there if "config.json" in there else [wanted]
+            base, wanted = above, f"unet/{wanted}" if wanted else ""
+        depths = ("*",) if wanted == path.name else ("*", "*/*")
+        found = [p for depth in depths for p in base.glob(depth) if p.is_file()]
+        there = [p.relative_to(base).as_posix() for p in found]
         choice = choose_files(there, wanted, shown(str(path)))
     except OSError as e:
         raise ModelError(f"{shown(str(path))}: cannot read the model: {e.strerror}") from e
