@@ -501,3 +501,14 @@ def test_a_name_that_grows_too_long_fails_and_the_rest_goes_on(here: Path) -> No
     assert result.exit_code == 3
     assert images(result.stdout)["x" * 255]["reason"] == Reason.NAME_UNSUPPORTED
     assert list(tree(here / "out")) == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    "words", [("models", "list"), ("models", "list", "--json"), ("purify", "-", "-", *BLUR)], ids=" ".join
+)
+def test_a_full_disk_under_standard_output_exits_5(here: Path, words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run(*words, input=encoded("PNG"), cwd=here, stdout=full)
+    assert done.returncode == 5
+    assert b"standard output: no space left" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

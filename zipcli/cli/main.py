@@ -1,5 +1,6 @@
 """The command group, and the one place where errors become exit codes."""
 
+import errno
 import json
 import os
 import sys
@@ -61,13 +62,17 @@ class Commands(click.Group):
         except (click.Abort, KeyboardInterrupt):
             code = ExitCode.INTERRUPTED
         except BrokenPipeError:
-            # Whoever read our output is gone; nothing more can be said there, not even at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _abandon_stdout()  # whoever read our output is gone
             code = ExitCode.PIPE_CLOSED
         except ZipcliError as e:
             _say_error(str(e), e.exit_code, as_json=as_json)
             code = e.exit_code
-        except Exception as e:  # the last line of defence: a bug, shown in full
+        except Exception as e:
+            if isinstance(e, OSError) and e.errno == errno.ENOSPC:  # standard output is a file on a full disk
+                _abandon_stdout()
+                _say_error("standard output: no space left on the disk", ExitCode.OUTPUT, as_json=as_json)
+                sys.exit(int(ExitCode.OUTPUT))
+            # The last line of defence: a bug, shown in full.
             if as_json:
                 _say_error(f"{type(e).__name__}: {e}", ExitCode.BUG, as_json=True)
             traceback.print_exc()
@@ -81,6 +86,11 @@ class Commands(click.Group):
                 return int(self.invoke(ctx) or 0)
         except click.exceptions.Exit as e:
             return e.exit_code
+
+
+def _abandon_stdout() -> None:
+    """Send to nowhere what is left for standard output; at exit it would be tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _name_environment(command: click.Command, prefix: str) -> None:
