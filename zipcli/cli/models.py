@@ -68,12 +68,12 @@ def pull(names: tuple[str, ...], *, force: bool, as_json: bool) -> int:
         from zipcli.models.published import unpickled  # torch comes after what may fail without it
 
         files = unpickled(found, listener, again=force)
-        digests = files.verify()
         about = describe_model(files)
+        sha256 = about["weights_sha256"]
         if as_json:
-            emit("pulled", name=name, path=str(files.weights), sha256=digests["weights"], **_sizes(about))
+            emit("pulled", name=name, path=str(files.weights), sha256=sha256, **_sizes(about))
         else:
-            say(f"{shown(name)}: {about['parameters']:,} parameters, SHA-256 {digests['weights']}")
+            say(f"{shown(name)}: {about['parameters']:,} parameters, SHA-256 {sha256}")
             click.echo(str(files.weights))
     return ExitCode.DONE
 

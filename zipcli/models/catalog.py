@@ -101,6 +101,21 @@ def _ddpm(side: int, widths: tuple[int, ...], attention: tuple[bool, ...]) -> Ar
     return Architecture(network=network, layout="diffusers", qkv_order="new")
 
 
+def _improved(side: int, multipliers: tuple[float, ...]) -> Architecture:
+    """An unconditional network of OpenAI's improved-diffusion on a cosine schedule."""
+    network = guided_config(
+        side=side,
+        base=128,
+        multipliers=multipliers,
+        blocks=3,
+        attention_sides=(16, 8),
+        heads=4,
+        residual=False,
+        timestep_scale=0.25,
+    )
+    return Architecture(network=network, schedule=NoiseSchedule(kind="cosine", timesteps=4000))
+
+
 # Networks by the names of `zipcli models convert --like`. A file of weights shows half of their settings at
 # most: these are of the READMEs of OpenAI's programs, and of Google's config.json.
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -115,33 +130,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
     ),
     # cifar10_uncond_50M_500K.pt
-    "openai-cifar10": Architecture(
-        network=guided_config(
-            side=32,
-            base=128,
-            multipliers=(1, 2, 2, 2),
-            blocks=3,
-            attention_sides=(16, 8),
-            heads=4,
-            residual=False,
-            timestep_scale=0.25,
-        ),
-        schedule=NoiseSchedule(kind="cosine", timesteps=4000),
-    ),
+    "openai-cifar10": _improved(32, (1, 2, 2, 2)),
     # imagenet64_uncond_100M_1500K.pt
-    "openai-64": Architecture(
-        network=guided_config(
-            side=64,
-            base=128,
-            multipliers=(1, 2, 3, 4),
-            blocks=3,
-            attention_sides=(16, 8),
-            heads=4,
-            residual=False,
-            timestep_scale=0.25,
-        ),
-        schedule=NoiseSchedule(kind="cosine", timesteps=4000),
-    ),
+    "openai-64": _improved(64, (1, 2, 3, 4)),
     # lsun_uncond_100M_*.pt
     "openai-lsun": Architecture(
         network=guided_config(

@@ -48,6 +48,7 @@ def describe_model(files: ModelFiles) -> dict[str, Any]:
         raise ModelError(
             f"{files.name}: its pickle is not converted yet; run `zipcli models pull {files.name}`"
         )
+    digests = ready.verify()
     with open_model(ready) as (_, design):
         parameters = sum(parameter.numel() for parameter in design.build().parameters())
     return {
@@ -57,6 +58,6 @@ def describe_model(files: ModelFiles) -> dict[str, Any]:
         "schedule": asdict(design.schedule),
         "card": dict(design.card),
         "notes": list(design.notes),
-        "weights_sha256": ready.verify()["weights"],
+        "weights_sha256": digests["weights"],
         "paths": {role: str(path) for role, path in ready.paths.items()},
     }
