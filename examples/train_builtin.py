@@ -13,6 +13,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zipcli.config import NoiseSchedule
+from zipcli.config import LoopConfig, NoiseSchedule
 from zipcli.models.denoiser import Denoiser
 from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
+from zipcli.models.prior import Prior
 from zipcli.models.weights import write_model
-from zipcli.training.data import Source, batch_at
-from zipcli.training.trainer import TrainConfig, train
+from zipcli.training.data import ImageBank, Source, batch_at
+from zipcli.training.losses import denoising_loss
+from zipcli.training.trainer import Checkpoint, Report, Trainer
 
+STEPS = 16_000
 HELD_OUT = 8
 PHOTO_SCALES = ((1, 0.2), (2, 0.1), (3, 0.1))  # shrunk by, share of the steps
 CROP = 64
@@ -37,55 +41,61 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--limit", type=int, help="images of each kind, for a quick trial")
     options = parser.parse_args()
-    config = TrainConfig(steps=options.steps)
+    config = LoopConfig(steps=options.steps)
     sources = load_sources(options.limit)
     torch.manual_seed(config.seed)
     denoiser = Denoiser(LocalUNet(LocalUNetConfig())).to(memory_format=torch.channels_last)
-    history: list[dict[str, Any]] = []
-
-    def report(progress: dict[str, Any]) -> None:
-        history.append(progress)
-        print(json.dumps(progress), flush=True)
-
-    average = train(
-        denoiser, lambda step: batch_at(sources, step, config.seed), config, options.checkpoint, report
+    trainer = Trainer(
+        denoiser,
+        lambda x_0, sigma, noise: denoising_loss(denoiser, x_0, sigma, noise),
+        lambda step: batch_at(sources, step, config.seed),
+        config,
+        dtype=torch.bfloat16,
     )
-    assert isinstance(average, Denoiser)
-    print(write_model(options.output, average, NoiseSchedule(), card(config, history)))
+    checkpoint = Checkpoint(options.checkpoint, {"seed": config.seed, "limit": options.limit})
+    checkpoint.load(trainer)
+    losses: list[float] = []
+
+    def report(progress: Report) -> None:
+        losses.append(progress.loss)
+        if len(losses) % 60 == 1 or progress.share == 1:
+            mean = float(np.mean(losses[-60:]))
+            print(json.dumps(asdict(progress) | {"loss": round(mean, 4)}), flush=True)
+
+    trainer.run(checkpoint, report, lambda: None)
+    model = Prior(trainer.average, NoiseSchedule(), channels=3)  # type: ignore[arg-type]
+    print(write_model(options.output, model, card(config)))
 
 
-def card(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+def card(config: LoopConfig) -> dict[str, Any]:
     """What the model file says of itself."""
     return {
-        "name": "zipcli built-in prior, first version",
+        "name": "zipcli built-in prior, second version",
         "data": "CIFAR-10 train (50,000 images of 32 pixels) and 64-pixel crops of 700 photographs, one per "
         "ImageNet class, at 1, 1/2 and 1/3 of 256 pixels; mirrored at random",
         "licence": "weights Apache-2.0; the images are for research use under their owners' terms",
         "recipe": "examples/train_builtin.py",
         "steps": config.steps,
         "batch": "96 crops of 32 pixels or 24 of 64",
-        "loss": round(float(np.mean([p["loss"] for p in history[-10:]])), 4) if history else None,
-        "loss_is": "preconditioned denoising error of the training network, mean of the last 500 steps",
     }
 
 
 def load_sources(limit: int | None) -> list[Source]:
     """CIFAR-10 as it is, and photos at three scales."""
-    small = [to_tensor(image) for image in pictures("cifar10-train.zip", limit)]
-    sources = [Source(images=small, crop=32, batch=96, share=0.6)]
+    small = [np.asarray(image) for image in pictures("cifar10-train.zip", limit)]
+    sources = [Source(images=bank(small), crop=32, batch=96, share=0.6)]
     photos = [image for n, image in enumerate(pictures("photos-256.zip", limit)) if n % HELD_OUT]
     for divisor, share in PHOTO_SCALES:
+        sizes = [(image.width // divisor, image.height // divisor) for image in photos]
         scaled = [
-            to_tensor(
-                image.resize((image.width // divisor, image.height // divisor), Image.Resampling.LANCZOS)
-            )
-            for image in photos
+            np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+            for image, size in zip(photos, sizes, strict=True)
+            if min(size) >= CROP
         ]
-        large_enough = [image for image in scaled if min(image.shape[1:]) >= CROP]
-        sources.append(Source(images=large_enough, crop=CROP, batch=24, share=share))
+        sources.append(Source(images=bank(scaled), crop=CROP, batch=24, share=share))
     return sources
 
 
@@ -99,9 +109,9 @@ def pictures(archive: str, limit: int | None) -> Iterator[Image.Image]:
             yield Image.open(io.BytesIO(z.read(name))).convert("RGB")
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """RGB image to uint8 (3, H, W)."""
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+def bank(images: list[np.ndarray]) -> ImageBank:
+    """Images, each (H, W, 3), ready to be cropped."""
+    return ImageBank([torch.from_numpy(image.copy()) for image in images])
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    write_model(tmp_path / "tiny.safetensors", tiny(), NoiseSchedule(), {"data": "none"})
+    write_model(tmp_path / "tiny.safetensors", Prior(tiny(), NoiseSchedule(), 3), {"data": "none"})
     return tmp_path / "tiny.safetensors"
 
 
@@ -175,7 +175,7 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     denoiser = tiny()
     next(denoiser.parameters())[0] = torch.nan
-    write_model(tmp_path / "m.safetensors", denoiser, NoiseSchedule(), {})
+    write_model(tmp_path / "m.safetensors", Prior(denoiser, NoiseSchedule(), 3), {})
     with pytest.raises(ModelError, match="not finite"):
         load_model(str(tmp_path / "m.safetensors"), CPU)
 

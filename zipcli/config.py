@@ -12,6 +12,9 @@ from zipcli.registry import unknown_name
 GRIDS = ("official", "paper", "full")
 FITS = ("tile", "resize", "squash", "center-crop")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+A_YEAR = 365 * 24 * 60  # minutes
+TRAIN_DTYPES = ("auto", "float32", "bfloat16")
+SIZES = ("small", "medium", "large")
 FORMATS = ("png", "same", "jpg", "webp")
 METADATA = ("safe", "none")
 
@@ -102,6 +105,64 @@ class NoiseSchedule:
                 len(self.betas) == self.timesteps, f"{len(self.betas)} betas for {self.timesteps} timesteps"
             )
             check(all(0 < beta < 1 for beta in self.betas), "betas must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLevelConfig:
+    """Which noise levels sigma a prior is trained at; sigma is the noise over the image in [-1, 1].
+
+    Attributes:
+        log_sigma_mean: Centre of ln(sigma); purification lives between sigma 0.05 and 2.
+        log_sigma_std: Spread of ln(sigma).
+        uniform_share: Share of the noise levels drawn evenly in ln(sigma) over the whole range
+            instead, so that the ends of the chain are known too.
+        lowest_sigma: About that of the first timestep of DDPM.
+        highest_sigma: About that of its last.
+    """
+
+    log_sigma_mean: float = -1.0
+    log_sigma_std: float = 1.2
+    uniform_share: float = 0.15
+    lowest_sigma: float = 0.01
+    highest_sigma: float = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(NoiseLevelConfig):
+    """Settings of the training loop.
+
+    Attributes:
+        steps: Optimizer steps in all; None where `minutes` decides.
+        minutes: Time in all, however often the run is stopped and resumed; None where `steps` decides.
+        lr: Highest learning rate.
+        warmup: Steps in which the rate rises from 0.
+        decay: Share of the run, at its end, in which the rate falls linearly to 0.
+        average: Exponent of the moving average of the weights: the larger, the shorter is its
+            memory. At 16 it spans about a twentieth of the run so far.
+        muon: Whether convolutions are moved by Muon, which suits networks that it trained.
+        seed: Seed of crops, noise and noise levels.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = 4e-3
+    warmup: int = 100
+    decay: float = 0.5
+    average: float = 16.0
+    muon: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check((self.steps is None) != (self.minutes is None), "steps, minutes: give one of the two")
+        check(self.steps is None or self.steps >= 1, f"steps: {self.steps} is not at least 1")
+        check(
+            self.minutes is None or 0 < self.minutes <= A_YEAR,
+            f"minutes: {self.minutes} is not between 0 and {A_YEAR:,}",
+        )
+        check(0 < self.lr < 1, f"lr: {self.lr} is not between 0 and 1")
+        check(0 <= self.decay <= 1, f"decay: {self.decay} is not between 0 and 1")
+        check(0 <= self.seed < 2**40, f"seed: {self.seed} is not between 0 and 2^40 - 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,3 +381,58 @@ class FolderConfig:
             "detector": self.detector,
         }
         return keep | ({"quality": self.quality} if self.format in ("same", "jpg") else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `zipcli train`.
+
+    Attributes:
+        model: What to start from: a name of the catalog, a repository of the Hub or a file; None for
+            a new network.
+        size: Of a new network.
+        steps: Optimizer steps in all; None where `minutes` decides.
+        minutes: Time in all, however often the run is stopped and resumed; 30 where neither is given.
+        crop: Side of the crops that are learned from; None for 64, less for smaller images, and the
+            side that the model sees where it sees only one.
+        batch_size: Crops in a step; None to choose by their size and the device.
+        lr: Highest learning rate; None to choose by the network and its start.
+        holdout: Share of the images that is kept for measuring.
+        seed: Seed of everything that is drawn.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: Precision of the multiplications; auto is bfloat16 where the device has it.
+        offline: Never connect to the Hub.
+        include: Patterns of the files to take.
+        exclude: Patterns of the files to leave out.
+    """
+
+    model: str | None = None
+    size: str = "small"
+    steps: int | None = None
+    minutes: float | None = None
+    crop: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    holdout: float = 0.1
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+    include: tuple[str, ...] = IMAGE_PATTERNS
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_choice("size", self.size, SIZES)
+        check_choice("dtype", self.dtype, TRAIN_DTYPES)
+        check(self.crop is None or self.crop >= 8, f"crop: {self.crop} is not at least 8 pixels")
+        check(self.batch_size is None or self.batch_size >= 1, "batch size: at least 1")
+        check(0 < self.holdout <= 0.5, f"holdout: {self.holdout} is not above 0 and at most 0.5")
+        check(self.steps is None or self.minutes is None, "steps, minutes: give one of the two")
+        if self.steps is None and self.minutes is None:
+            object.__setattr__(self, "minutes", 30.0)
+        self.loop(self.lr or LoopConfig.lr, muon=True)  # checks what it reads
+
+    def loop(self, lr: float, *, muon: bool) -> LoopConfig:
+        """Settings of the loop, with what is chosen by the network."""
+        return LoopConfig(steps=self.steps, minutes=self.minutes, lr=lr, muon=muon, seed=self.seed)

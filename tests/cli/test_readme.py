@@ -32,6 +32,7 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_HOME": str(cwd / "hf"),
+        "ZIPCLI_TRAIN_STEPS": "2",
     }
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -76,7 +77,12 @@ def test_every_command_for_the_hub_says_without_it_what_is_missing(line: str, ph
 def test_every_command_of_the_readme_works(line: str, photos: Path) -> None:
     done = run(["sh", "-c", line.split("  #")[0]], photos)
     assert done.returncode == 0, done.stderr
-    if "--dry-run" in line or " models " in line:
+    if " train " in line:
+        model = line.split()[3]
+        assert done.stdout == f"{model}\n"
+        assert (photos / model).is_file()
+        assert looks(photos / model.replace("safetensors", "png"))[1] == "RGB"
+    elif "--dry-run" in line or " models " in line:
         assert not (photos / "clean").exists()
     elif "clean.png" in line:
         assert looks(photos / "clean.png") == ((8, 9), "RGB")

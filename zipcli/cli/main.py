@@ -18,6 +18,7 @@ from zipcli.registry import unknown_name
 
 COMMANDS = {
     "purify": "zipcli.cli.purify:purify",
+    "train": "zipcli.cli.train:train",
     "models": "zipcli.cli.models:models",
 }
 

@@ -336,7 +336,7 @@ def _stdin() -> IO[bytes]:
 
 def _check_plan(plan: "Plan", stop: StopSignals) -> int:
     """Count the files, refusing names that collide and a run that would do nothing."""
-    from zipcli.pipeline.plan import collisions
+    from zipcli.pipeline.plan import collisions, no_images
 
     total = 0
 
@@ -349,12 +349,7 @@ def _check_plan(plan: "Plan", stop: StopSignals) -> int:
 
     shared = collisions(counted())
     if total == 0:
-        raise ConfigError(
-            f"{plan.base}: no images found; images are files named {' '.join(FolderConfig.include)}, "
-            "or what you name with --include"
-            if plan.config.include == FolderConfig.include
-            else f"{plan.base}: no file matches --include {' '.join(plan.config.include)}"
-        )
+        raise ConfigError(no_images(plan))
     if shared:
         lines = [
             f"  {shown(a)} and {shown(b)} would both become {shown(target)}" for a, b, target in shared[:20]

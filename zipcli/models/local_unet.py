@@ -48,6 +48,14 @@ class LocalUNetConfig:
         return int(2 ** (len(self.widths) - 1))
 
 
+SIZES = {
+    "small": LocalUNetConfig(),
+    "medium": LocalUNetConfig(widths=(96, 192, 256), blocks=(1, 1, 3)),
+    "large": LocalUNetConfig(widths=(128, 256, 384), blocks=(2, 2, 4), embedding=256),
+}
+"""Networks to begin with; small is that of the built-in prior."""
+
+
 class PixelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each pixel; no pixel sees another one.
 

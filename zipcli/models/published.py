@@ -76,9 +76,19 @@ def save(
                 old.unlink(missing_ok=True)
         with torch.no_grad():
             save_file(tensors, part, metadata=metadata)
+        with part.open("rb+") as f:
+            os.fchmod(f.fileno(), 0o666 & ~_umask())  # safetensors makes files that nobody else may read
+            os.fsync(f.fileno())
         part.replace(target)
     except (OSError, SafetensorError) as e:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         full = "; free some space, or choose another disk" if "space" in str(e) else ""
         raise OutputError(f"{shown(str(target))}: cannot be written: {e}{full}") from e
+
+
+def _umask() -> int:
+    """What the user takes away from the permissions of new files; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

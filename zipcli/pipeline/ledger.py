@@ -11,11 +11,9 @@ output without a line is never ours, and one with `started` alone is ours from a
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from zipcli import __version__
-from zipcli.errors import ConfigError, LockedError, OutputError, shown
+from zipcli.errors import ConfigError, OutputError, shown
+from zipcli.pipeline.lock import locked
 from zipcli.pipeline.outcome import Outcome, json_path, path_from_json
 
 STATE_FOLDER = ".zipcli"
@@ -151,12 +150,14 @@ class Ledger:
             )
         try:
             self.scratch.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lock-00001", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as e:
             raise OutputError(f"{self.out}: cannot write there: {e.strerror}") from e
+        with locked(self.folder / "lock-00001", self.out):
+            yield from self._opened()
+
+    def _opened(self) -> Iterator["Ledger"]:
         try:
             with self._reporting():
-                self._take(lock)
                 self._records = self._read()  # another run may have ended since we looked
                 self._refuse_other_settings()
                 for part in self.scratch.glob("*.part"):
@@ -171,7 +172,6 @@ class Ledger:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = -1
-            os.close(lock)
 
     def start(self, images: Iterable[tuple[str, str, str]], seed: int | None) -> None:
         """Note (path, target, input digest) of images before their outputs can appear; synced."""
@@ -225,15 +225,6 @@ class Ledger:
             if written != len(data):  # a full disk: leave no half line for the next one to continue
                 os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _take(self, lock: int) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            owner = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
-            raise LockedError(f"{self.out}: another run is writing there ({owner}); wait for it") from e
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def _write_run(self) -> None:
         run = {

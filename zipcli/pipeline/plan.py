@@ -156,16 +156,7 @@ def check_folders(base: Path, out: Path, *, listed: bool = False) -> None:
     Raises:
         ConfigError: The input is missing or no folder, or one folder lies inside the other.
     """
-    try:
-        base.stat()
-    except FileNotFoundError as e:
-        raise ConfigError(f"{shown(str(base))}: there is no such folder") from e
-    except OSError as e:
-        raise ConfigError(f"{shown(str(base))}: cannot look there: {e.strerror}") from e
-    if not base.is_dir():
-        raise ConfigError(
-            f"{shown(str(base))}: not a folder; to purify one picture use: zipcli purify - - < IN > OUT"
-        )
+    check_folder(base, "; to purify one picture use: zipcli purify - - < IN > OUT")
     if os.path.lexists(out) and not out.is_dir():
         raise ConfigError(f"{shown(str(out))}: the output exists and is not a folder")
     inner, outer = out.resolve(), base.resolve()
@@ -175,6 +166,30 @@ def check_folders(base: Path, out: Path, *, listed: bool = False) -> None:
     for a, b, words in nestings:
         if any(_same_file(parent, b) for parent in (a, *a.parents)):
             raise ConfigError(f"{shown(str(out))}: {words} {shown(str(base))}; choose a folder outside it")
+
+
+def check_folder(folder: Path, instead: str = "") -> None:
+    """Refuse an input that is missing or no folder; `instead` says what to do with a single picture."""
+    name = shown(str(folder))
+    try:
+        folder.stat()
+    except FileNotFoundError as e:
+        raise ConfigError(f"{name}: there is no such folder") from e
+    except OSError as e:
+        raise ConfigError(f"{name}: cannot look there: {e.strerror}") from e
+    if not folder.is_dir():
+        raise ConfigError(f"{name}: not a folder{instead}")
+
+
+def no_images(plan: Plan) -> str:
+    """What to say of a plan that finds nothing."""
+    if plan.config.include == FolderConfig.include:
+        patterns = " ".join(FolderConfig.include)
+        return (
+            f"{plan.base}: no images found; images are files named {patterns}, "
+            "or what you name with --include"
+        )
+    return f"{plan.base}: no file matches --include {' '.join(plan.config.include)}"
 
 
 def relative_paths(listed: Iterable[str], base: Path, out: Path) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from zipcli.methods.grids import chain
 from zipcli.models.catalog import known_architecture
 from zipcli.models.hub import Listener
 from zipcli.models.loading import load_model
+from zipcli.pipeline.device import is_out_of_memory, pick_device
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel, images_per_call
 from zipcli.protocols import EpsModel
 from zipcli.schedule import alpha_bars
@@ -235,9 +236,8 @@ class Purifier:
         noise = ImageNoise(self.config.seed, digests)
         try:
             clean = self._method(fitted, self._model, self._operators, self.config, noise=noise)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-            # On a CPU torch raises a plain RuntimeError.
-            if not isinstance(e, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(e):
+        except (MemoryError, RuntimeError) as e:
+            if not is_out_of_memory(e):
                 raise
             height, width = x.shape[-2:]
             raise MemoryExhaustedError(
@@ -321,23 +321,3 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     # PIL hands out read-only arrays, which torch refuses to share without a warning.
     return torch.from_numpy(np.require(rgb, np.uint8, ["C", "W"])).permute(2, 0, 1) / 127.5 - 1
-
-
-def pick_device(name: str) -> torch.device:
-    """Turn --device into a device that exists; never fall back in silence.
-
-    Raises:
-        ConfigError: The device is unknown or absent.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise ConfigError(f"device: {name!r} is not auto, cpu, cuda, cuda:N or mps") from e
-    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= available.get(device.type, 0):
-        raise ConfigError(f"device: there is no {name} on this machine; use --device cpu or auto")
-    return device

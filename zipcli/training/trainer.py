@@ -1,185 +1,290 @@
-"""The training loop: resumable at any step, its learning rate decided by the step alone."""
+"""The training loop: resumable at any step, its data and noise decided by the step alone."""
 
 import copy
+import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zipcli.config import LoopConfig, check
+from zipcli.errors import ModelError, OutputError, shown
 from zipcli.training.data import step_generator
+from zipcli.training.losses import draw_sigma
+from zipcli.training.optimizer import Optimizer
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_0, sigma, noise) to a scalar: a loss of the network that is trained."""
+
+SAVE_SECONDS = 60
+"""Time between two checkpoints; more where writing one takes long."""
+SAVE_SHARE = 0.05
+REPORT_SECONDS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Settings of one training run.
+class Report:
+    """How far a run is.
 
     Attributes:
-        steps: Optimizer steps in all.
-        lr: Highest learning rate of AdamW.
-        warmup: Steps in which the rate rises from 0.
-        decay: Share of the steps, at the end, in which the rate falls linearly to 0.
-        ema: Decay of the moving average of the weights, after its own warm-up.
-        log_sigma_mean: Centre of ln(sigma); purification lives between sigma 0.05 and 2.
-        log_sigma_std: Spread of ln(sigma).
-        uniform_share: Share of the noise levels drawn evenly in ln(sigma) from 0.01 to 100
-            instead, so that the ends of the chain are known too.
-        seed: Seed of data, noise and noise levels.
-        save_every: Steps between two checkpoints.
-        log_every: Steps between two lines of progress.
+        step: Steps done.
+        share: Of the run, 0 to 1.
+        loss: Mean over the steps since the last report.
+        images_per_s: Speed since the last report.
+        seconds_left: At this speed.
+        lr: Learning rate, as a share of the highest.
     """
 
-    steps: int = 10_000
-    lr: float = 1e-3
-    warmup: int = 200
-    decay: float = 0.3
-    ema: float = 0.999
-    log_sigma_mean: float = -0.8
-    log_sigma_std: float = 1.2
-    uniform_share: float = 0.15
-    seed: int = 0
-    save_every: int = 250
-    log_every: int = 50
+    step: int
+    share: float
+    loss: float
+    images_per_s: float
+    seconds_left: float
+    lr: float
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rise, stay, fall to zero.
+class Trainer:
+    """A network in training: its weights, their moving average and the optimizer's state.
 
-    The flat middle lets a later run go on from a checkpoint with more steps.
+    Attributes:
+        network: What is trained, in place.
+        average: The moving average of its weights, a module like `network`.
+        step: Steps done.
+        seconds: Time they took, over all runs.
     """
-    rise = min(1.0, (step + 1) / config.warmup)
-    fall = min(1.0, (config.steps - step) / max(1.0, config.decay * config.steps))
-    return config.lr * min(rise, fall)
 
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        batch_at: Callable[[int], Tensor],
+        config: LoopConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Begin at step 0.
 
-def draw_sigma(config: TrainConfig, count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels of one batch, (count,): log-normal, some log-uniform (EDM, section 5)."""
-    log_sigma = config.log_sigma_mean + config.log_sigma_std * torch.randn(count, generator=generator)
-    low, high = math.log(0.01), math.log(100)
-    uniform = low + (high - low) * torch.rand(count, generator=generator)
-    chosen = torch.rand(count, generator=generator) < config.uniform_share
-    return torch.where(chosen, uniform, log_sigma.clamp(low, high)).exp()
+        Args:
+            network: On its device, in the memory order it is to be trained in.
+            loss: Of that network.
+            batch_at: Clean images (N, C, H, W) in [-1, 1] of a step, on the device.
+            config: Settings.
+            dtype: Of the multiplications; weights and sums stay float32.
+        """
+        self.network = network.train().requires_grad_()
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.optimizer = Optimizer(network, config.lr, muon=config.muon)
+        self.loss = loss
+        self.batch_at = batch_at
+        self.config = config
+        self.dtype = dtype
+        self.device = next(network.parameters()).device
+        self.step = 0
+        self.seconds = 0.0
 
+    @property
+    def share(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        if self.config.steps is not None:
+            return min(1.0, self.step / self.config.steps)
+        assert self.config.minutes is not None
+        return min(1.0, self.seconds / (60 * self.config.minutes))
 
-def denoising_loss(denoiser: nn.Module, x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of D with the weight 1 / c_out^2, so every noise level counts alike.
+    def run(
+        self, checkpoint: "Checkpoint", report: Callable[[Report], None], check_stop: Callable[[], None]
+    ) -> None:
+        """Train to the end, saving as it goes; what `check_stop` raises ends it after one more save.
 
-    Args:
-        denoiser: D(x, sigma) with `coefficients(sigma)` giving c_skip and c_out.
-        x_0: Clean images, (N, C, H, W), in [-1, 1].
-        sigma: Noise levels, (N,).
-        noise: N(0, I), same shape as x_0.
+        Raises:
+            ModelError: The loss is not finite any more; the last checkpoint is from before.
+            OutputError: The checkpoint cannot be written; the one before it is whole.
+        """
+        if self.share >= 1:
+            return
+        began = last_report = last_save = time.monotonic()
+        seconds = self.seconds
+        losses: list[Tensor] = []
+        images = 0
+        while self.share < 1:
+            count, loss = self.advance()
+            images += count
+            losses.append(loss)
+            now = time.monotonic()
+            self.seconds = seconds + now - began
+            try:
+                check_stop()
+                if now - last_report < REPORT_SECONDS and self.share < 1:
+                    continue
+                mean = self._finite_mean(losses)
+                report(self._report(mean, images / (now - last_report)))
+            except ModelError:
+                raise
+            except BaseException:  # a signal, or nobody reads our reports any more
+                self._finite_mean(losses)
+                checkpoint.save(self)
+                raise
+            losses, images, last_report = [], 0, time.monotonic()
+            if last_report - last_save >= max(SAVE_SECONDS, checkpoint.seconds / SAVE_SHARE):
+                checkpoint.save(self)
+                last_save = time.monotonic()
+        checkpoint.save(self)
 
-    Returns:
-        A scalar; about 1 for an untrained network.
+    def _finite_mean(self, losses: list[Tensor]) -> float:
+        """The mean of losses, which the weights may be saved after: there is no way back from NaN."""
+        mean = torch.stack(losses).mean().item()
+        if not math.isfinite(mean):
+            raise ModelError(f"the loss is not finite at step {self.step}; train again with a lower --lr")
+        return mean
 
-    Source: Karras et al. 2022, eq. 8 (there the same loss is written on F).
-    """
-    _, c_out = denoiser.coefficients(sigma)  # type: ignore[operator]  # a Module's methods are untyped
-    error = (denoiser(x_0 + sigma[:, None, None, None] * noise, sigma) - x_0) / c_out
-    loss: Tensor = error.square().mean()
-    return loss
-
-
-def train(
-    denoiser: nn.Module,
-    batch_at: Callable[[int], Tensor],
-    config: TrainConfig,
-    checkpoint: Path,
-    report: Callable[[dict[str, Any]], None],
-) -> nn.Module:
-    """Train in place, saving as it goes; continue from `checkpoint` where it exists.
-
-    Args:
-        denoiser: What to train.
-        batch_at: Clean images (N, C, H, W) in [-1, 1] of a step.
-        config: Settings.
-        checkpoint: File to resume from and to write, replaced atomically.
-        report: Called with step, loss, images per second and learning rate every few steps.
-
-    Returns:
-        The moving average of the weights, as a module like `denoiser`.
-    """
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    average = copy.deepcopy(denoiser).requires_grad_(False)
-    first = 0
-    if checkpoint.exists():
-        first = load_checkpoint(checkpoint, denoiser, average, optimizer)
-    losses: list[float] = []
-    images, since = 0, time.monotonic()
-    for step in range(first, config.steps):
-        x_0 = batch_at(step).to(memory_format=torch.channels_last)
-        g = step_generator(config.seed, step, stream=1)
-        sigma = draw_sigma(config, len(x_0), g)
-        noise = torch.randn(x_0.shape, generator=g)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = denoising_loss(denoiser, x_0, sigma, noise)
-        optimizer.zero_grad(set_to_none=True)
+    def advance(self) -> tuple[int, Tensor]:
+        """Do one step and return its number of images and its loss, which stays on the device."""
+        x_0 = self.batch_at(self.step)
+        g = step_generator(self.config.seed, self.step, self.device, stream=1)
+        sigma = draw_sigma(self.config, len(x_0), g)
+        noise = torch.randn(x_0.shape, generator=g, device=self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.loss(x_0, sigma, noise)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, denoiser, min(config.ema, (1 + step) / (10 + step)))
-        losses.append(loss.item())
-        images += len(x_0)
-        if (step + 1) % config.log_every == 0:
-            rate = images / (time.monotonic() - since)
-            mean = sum(losses) / len(losses)
-            report({"step": step + 1, "loss": mean, "images_per_s": rate, "lr": learning_rate(config, step)})
-            losses, images, since = [], 0, time.monotonic()
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save_checkpoint(checkpoint, denoiser, average, optimizer, step + 1)
-    return average
+        self.optimizer.step(learning_rate(self.config, self.step, self.share))
+        self.step += 1
+        self._update_average()
+        return len(x_0), loss.detach()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Average over a fixed share of the run so far, so that the start is forgotten.
+
+        Source: Karras et al. 2024 (EDM2), section 3.1: beta = (1 - 1 / t)^(gamma + 1).
+        """
+        beta = (1 - 1 / self.step) ** (self.config.average + 1)
+        averages: list[Tensor] = [*self.average.parameters()]
+        values: list[Tensor] = [*self.network.parameters()]
+        torch._foreach_lerp_(averages, values, 1 - beta)
+
+    def _report(self, loss: float, images_per_s: float) -> Report:
+        return Report(
+            step=self.step,
+            share=self.share,
+            loss=loss,
+            images_per_s=images_per_s,
+            seconds_left=self.seconds * (1 - self.share) / self.share,
+            lr=learning_rate(self.config, self.step, self.share),
+        )
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move each averaged weight towards the model's: average = decay average + (1 - decay) model."""
-    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
+def learning_rate(config: LoopConfig, step: int, share: float) -> float:
+    """Rise, stay, fall to zero, as a share of the highest rate.
+
+    The flat middle lets a run that was stopped there go on with more steps.
+    """
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    fall = min(1.0, (1 - share) / config.decay) if config.decay else 1.0
+    return min(rise, fall)
 
 
-def save_checkpoint(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    """Write everything a resumed run needs; a kill leaves the old file or the new one."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as f:
-        f.write(save(tensors, metadata={"step": str(step)}))
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+class Checkpoint:
+    """The file that a stopped run goes on from.
+
+    Attributes:
+        path: The file.
+        settings: What the run must share with the one that wrote the file, ready for JSON.
+        seconds: How long the last save took.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Look after `path`, which need not exist."""
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+        self.seconds = 0.0
+
+    def save(self, trainer: Trainer) -> None:
+        """Write everything that a resumed run needs; a kill leaves the old file or the new one.
+
+        Raises:
+            OutputError: The disk is full, or the place cannot be written; the old file is whole.
+        """
+        began = time.monotonic()
+        tensors = {f"network.{name}": value for name, value in trainer.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in trainer.average.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in trainer.optimizer.state().items()}
+        facts = {"step": trainer.step, "seconds": trainer.seconds, "settings": self.settings}
+        temporary = self.path.with_name(self.path.name + ".part")
+        try:
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items()},
+                temporary,
+                metadata={"zipcli-training": json.dumps(facts)},
+            )
+            with temporary.open("rb") as f:
+                os.fsync(f.fileno())
+            temporary.replace(self.path)
+        except (OSError, SafetensorError) as e:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            advice = "free some space" if "space" in str(e) else "check the disk and its permissions"
+            raise OutputError(
+                f"{shown(str(self.path))}: cannot be written: {e}; {advice} and run the same command again"
+            ) from e
+        self.seconds = time.monotonic() - began
+
+    def remove(self) -> None:
+        """Forget the run.
+
+        Raises:
+            OutputError: The file cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as e:
+            raise OutputError(f"{shown(str(self.path))}: cannot be removed: {e.strerror}") from e
+
+    def load(self, trainer: Trainer) -> bool:
+        """Go on where the file left off; False where there is none.
+
+        Raises:
+            ModelError: It is damaged.
+            ConfigError: It is of a run with other settings.
+        """
+        name = shown(str(self.path))
+        if not self.path.exists():
+            return False
+        try:
+            with safe_open(self.path, framework="pt") as f:
+                facts = json.loads((f.metadata() or {})["zipcli-training"])
+                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  # no mapping
+            there = dict(facts["settings"])
+            changed = [
+                f"{key}: {there.get(key)!r} there, {self.settings.get(key)!r} now"
+                for key in sorted(there.keys() | self.settings.keys())
+                if there.get(key) != self.settings.get(key)
+            ]
+            if not changed:
+                trainer.network.load_state_dict(part(tensors, "network."))
+                trainer.average.load_state_dict(part(tensors, "average."))
+                trainer.optimizer.load(part(tensors, "optimizer."))
+                trainer.step, trainer.seconds = int(facts["step"]), float(facts["seconds"])
+        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ModelError(
+                f"{name}: cannot be read ({type(e).__name__}: {shown(str(e)[:200])}); run again with "
+                "--restart to begin anew"
+            ) from e
+        check(
+            not changed,
+            f"{name}: a run with other settings was stopped here ({'; '.join(changed)}); give those again, "
+            "or --restart to begin anew",
+        )
+        return True
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
-    """Restore what `save_checkpoint` wrote and return its step."""
-    with safe_open(path, framework="pt") as f:
-        step = int(f.metadata()["step"])
-        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  # no mapping
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-    model.load_state_dict(part("model."))
-    average.load_state_dict(part("average."))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in part("optimizer.").items():
-        index, moment = name.split(".")
-        moments.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return step
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -48,25 +48,30 @@ def denoising_table(
     Source: x_0 = x - sigma eps for x = x_0 + sigma eps (Ho et al. 2020, eq. 15, divided by sqrt(alpha_bar)).
     """
     rows = []
+    noise = noise_like(images, seed)
     for std in stds:
-        t = timestep_of(model, std)
-        noise = _noise(images, seed)
-        errors, missed, before = [], [], []
+        missed, before = [], []
         for x_0, eps in zip(torch.split(images, batch), torch.split(noise, batch), strict=True):
             x = x_0 + std * eps
-            predicted = _predict(model, x / (1 + std**2) ** 0.5, t)
-            errors.append((predicted - eps).square().flatten(1).mean(1))
-            missed.append((x - std * predicted - x_0).square().flatten(1).mean(1))
+            missed.append((denoise(model, x, std) - x_0).square().flatten(1).mean(1))
             before.append((x - x_0).square().flatten(1).mean(1))
+        errors = torch.cat(missed)
         rows.append(
             DenoisingRow(
                 std=std,
                 noisy_psnr=_psnr(torch.cat(before)),
-                denoised_psnr=_psnr(torch.cat(missed)),
-                eps_mse=torch.cat(errors).mean().item(),
+                denoised_psnr=_psnr(errors),
+                eps_mse=errors.mean().item() / std**2,  # x_0 - (x - std eps') = std (eps' - eps)
             )
         )
     return rows
+
+
+def denoise(model: EpsModel, x: Tensor, std: float) -> Tensor:
+    """Estimate the clean images, (N, C, H, W), in x = x_0 + std n, n ~ N(0, I), by the posterior mean."""
+    t = torch.full((len(x),), timestep_of(model, std), device=x.device)
+    eps = model(x / (1 + std**2) ** 0.5, t)[:, : model.channels]
+    return x - std * eps
 
 
 @torch.inference_mode()
@@ -86,7 +91,7 @@ def eps_mse(model: EpsModel, images: Tensor, *, seed: int = 0, batch: int = 16) 
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     t = ((order + 0.5) / count * steps).floor().to(images.device)
     alpha_bar = alpha_bars(model.schedule).float().to(images.device)[t.long()][:, None, None, None]
-    noise = _noise(images, seed)
+    noise = noise_like(images, seed)
     x_t = alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * noise
     errors = [
         (model(x, times.float())[:, : model.channels] - eps).square().flatten(1).mean(1)
@@ -105,12 +110,8 @@ def timestep_of(model: EpsModel, std: float) -> float:
     return max(0.0, above - 1 + (wanted.item() - low) / (high - low))
 
 
-def _predict(model: EpsModel, x_t: Tensor, t: float) -> Tensor:
-    times = torch.full((len(x_t),), t, device=x_t.device)
-    return model(x_t, times)[:, : model.channels]
-
-
-def _noise(images: Tensor, seed: int) -> Tensor:
+def noise_like(images: Tensor, seed: int) -> Tensor:
+    """Draw N(0, I) in the shape of `images` and on their device, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(images.shape, generator=generator).to(images.device)
 

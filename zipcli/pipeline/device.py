@@ -1,0 +1,31 @@
+"""Where the network runs, and what happens when it does not fit there."""
+
+import torch
+
+from zipcli.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn --device into a device that exists; never fall back in silence.
+
+    Raises:
+        ConfigError: The device is unknown or absent.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ConfigError(f"device: {name!r} is not auto, cpu, cuda, cuda:N or mps") from e
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= available.get(device.type, 0):
+        raise ConfigError(f"device: there is no {name} on this machine; use --device cpu or auto")
+    return device
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch's means that the device or the machine has too little memory."""
+    # On a CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(error)
