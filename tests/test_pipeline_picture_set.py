@@ -16,6 +16,7 @@ from zipcli.errors import ConfigError, ExitCode, Reason, StoppedError
 from zipcli.pipeline import picture_set
 from zipcli.pipeline.picture_set import (
     PIECE,
+    PictureFiles,
     TrainingSet,
     memory_for,
     middle,
@@ -49,15 +50,9 @@ class Notebook:
 def read(folder: Path, notebook: Notebook | None = None, **given: Any) -> TrainingSet:
     channels, native_side = given.pop("channels", 3), given.pop("native_side", None)
     check_stop = given.pop("check_stop", lambda: None)
-    return read_training_set(
-        folder,
-        TrainConfig(**{"steps": 1, **given}),
-        CPU,
-        channels=channels,
-        native_side=native_side,
-        watcher=notebook or Notebook(),
-        check_stop=check_stop,
-    )
+    config = TrainConfig(**{"steps": 1, **given})
+    files = PictureFiles(folder, config, notebook or Notebook(), check_stop)
+    return read_training_set(files, config, CPU, channels=channels, native_side=native_side)
 
 
 def save(path: Path, image: Image.Image, **options: Any) -> Path:

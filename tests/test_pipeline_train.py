@@ -63,6 +63,9 @@ class Notebook:
     def note(self, text: str) -> None:
         self.lines.append(("note", text))
 
+    def doing(self, what: str) -> None:
+        self.lines.append(("doing", what))
+
     def started(self, facts: Mapping[str, Any]) -> None:
         self.lines.append(("started", dict(facts)))
 
@@ -222,7 +225,7 @@ def test_the_card_says_how_the_model_was_made(trained: tuple[Path, TrainResult, 
     assert card == result.card
     assert (card["files"], card["images"], card["held_out"]) == (20, 18, 2)
     assert (card["step"], card["crop"], card["batch_size"], card["seed"]) == (3, 16, 2, 0)
-    assert card["from"] is None
+    assert "from" not in card
     assert card["parameters"] == sum(tensor.numel() for tensor in weights(target).values())
     assert card["eps_mse"] == pytest.approx(result.after.eps_mse, abs=1e-5)
     assert description["schedule"]["kind"] == "linear"
@@ -328,8 +331,8 @@ def test_tuning_improves_on_the_start_and_shows_both(tmp_path: Path, pictures: P
     assert [a.eps_mse < b.eps_mse for a, b in zip(result.after.rows, result.before.rows, strict=True)][
         1:
     ] == [True] * 4
-    assert result.card["from"] == str(start)
-    assert result.card["from_sha256"] == load_model(str(start), CPU).sha256
+    origin = result.card["from"]
+    assert (origin["name"], origin["sha256"]) == (start.name, load_model(str(start), CPU).sha256)
     loaded = load_model(str(result.file), CPU).model
     assert isinstance(loaded, Prior)
     assert loaded.denoiser.sigma_data == 0.4
@@ -460,7 +463,7 @@ def test_a_folder_of_diffusers_is_tuned_and_becomes_one_file(
     assert result.card["lr"] == train_module.LR_PUBLISHED
     start = load_model(str(diffusers_folder), CPU).model
     x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 700.0])
-    torch.testing.assert_close(tuned(x_t, t), start(x_t, t), rtol=0, atol=0.05)  # three tiny steps away
+    torch.testing.assert_close(tuned(x_t, t), start(x_t, t), rtol=0, atol=0.15)  # three small steps away
     assert not torch.equal(tuned(x_t, t), start(x_t, t))
 
 
@@ -604,9 +607,9 @@ def test_a_stop_before_the_first_step_leaves_nothing_wrong(tmp_path: Path, pictu
         ({"batch_size": 3}, "batch_size: 2 there, 3 now"),
         ({"lr": 0.02}, "lr: 0.004 there, 0.02 now"),
         ({"holdout": 0.4}, "holdout: 0.1 there, 0.4 now"),
-        ({"dtype": "bfloat16"}, "dtype: 'torch.float32' there, 'torch.bfloat16' now"),
-        ({"exclude": ("000.png",)}, "images: "),
-        ({"model": "START"}, "start: 'small' there, "),
+        ({"dtype": "bfloat16"}, "dtype: torch.float32 there, torch.bfloat16 now"),
+        ({"exclude": ("000.png",)}, "images differ"),
+        ({"model": "START"}, "start: small there, "),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -647,7 +650,7 @@ def test_other_images_are_refused(tmp_path: Path, stop: StopAtStep, change: str)
         Image.fromarray(smooth(99, 30)).save(folder / "000.png")
     else:  # as all bitmaps of one width and height have
         Image.fromarray(255 - levels).save(folder / "a.bmp")
-    with pytest.raises(ConfigError, match=r"images: .*--restart"):
+    with pytest.raises(ConfigError, match=r"images differ.*--restart"):
         train(folder, target)
 
 

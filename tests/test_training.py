@@ -16,7 +16,7 @@ from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
 from zipcli.schedule import alpha_bars
 from zipcli.training import trainer as trainer_module
 from zipcli.training.data import ImageBank, Source, batch_at, step_generator
-from zipcli.training.losses import denoising_loss, draw_sigma, nearest_timestep, noise_loss
+from zipcli.training.losses import NoiseLoss, denoising_loss, draw_sigma
 from zipcli.training.trainer import Checkpoint, Report, Trainer, learning_rate
 
 TINY = LocalUNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
@@ -194,7 +194,7 @@ def test_the_noise_loss_shows_the_network_its_own_states_and_leaves_the_variance
     x_0, noise = torch.randn(4, 3, 4, 4, generator=generator(0)), torch.randn(4, 3, 4, 4)
     model = Recorder(schedule, noise, error=0.5)
     sigma = torch.tensor([1e-6, 0.2, 0.5, 1e6])
-    assert noise_loss(model, x_0, sigma, noise).item() == pytest.approx(0.25, rel=1e-5)
+    assert NoiseLoss(model, torch.device("cpu"))(x_0, sigma, noise).item() == pytest.approx(0.25, rel=1e-5)
     alpha_bar = alpha_bars(schedule).tolist()
     distance = [[abs(math.log(math.sqrt((1 - a) / a) / s)) for a in alpha_bar] for s in sigma.tolist()]
     expected = [row.index(min(row)) for row in distance]
@@ -206,9 +206,10 @@ def test_the_noise_loss_shows_the_network_its_own_states_and_leaves_the_variance
 
 
 def test_every_timestep_is_nearest_to_its_own_noise_level() -> None:
-    alpha_bar = alpha_bars(NoiseSchedule()).float()
-    sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
-    assert torch.equal(nearest_timestep(alpha_bar, sigma), torch.arange(1000))
+    model = Recorder(NoiseSchedule(), torch.zeros(1))
+    alpha_bar = alpha_bars(NoiseSchedule())
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt().float()
+    assert torch.equal(NoiseLoss(model, torch.device("cpu")).timesteps(sigma), torch.arange(1000))
 
 
 # The learning rate and the moving average
@@ -532,7 +533,7 @@ def test_settings_survive_the_way_through_json(saved: Checkpoint) -> None:
         ({"seed": 1, "widths": (8, 16)}, ["crop: 8 there, None now"]),
         (
             {"seed": 1, "crop": 16, "widths": (8,), "new": "x"},
-            ["crop: 8 there, 16 now", "widths: [8, 16] there, [8] now", "new: None there, 'x' now"],
+            ["crop: 8 there, 16 now", "widths: [8, 16] there, [8] now", "new: None there, x now"],
         ),
     ],
 )

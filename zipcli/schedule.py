@@ -1,4 +1,4 @@
-"""alpha_bar of a noise schedule, shared by the models and the methods."""
+"""alpha_bar and sigma of a noise schedule, shared by the models and the methods."""
 
 import math
 
@@ -21,6 +21,15 @@ def alpha_bars(schedule: NoiseSchedule) -> Tensor:
     to 1 and the last ones lose their bits.
     """
     return (1 - betas(schedule)).cumprod(0)
+
+
+def sigmas(schedule: NoiseSchedule) -> Tensor:
+    """Noise over image of each state, sqrt((1 - alpha_bar) / alpha_bar), float64, (T,), rising.
+
+    Source: Karras et al. 2022, table 1: the sigma of a variance-preserving chain.
+    """
+    alpha_bar = alpha_bars(schedule)
+    return ((1 - alpha_bar) / alpha_bar).sqrt()
 
 
 def betas(schedule: NoiseSchedule) -> Tensor:

@@ -183,7 +183,8 @@ def test_json_lines_tell_the_whole_run(photos: Path, monkeypatch: pytest.MonkeyP
     assert by_kind["skipped"]["path"] == "bad.png"
     assert by_kind["skipped"]["reason"] == "unidentified"
     begin, end = by_kind["train_start"], by_kind["train_end"]
-    assert (begin["images"], begin["held_out"], begin["step"], begin["from"]) == (11, 1, 0, None)
+    assert (begin["images"], begin["held_out"], begin["step"]) == (11, 1, 0)
+    assert "from" not in begin
     assert begin["skipped"] == {"unidentified": 1}
     assert (by_kind["progress"]["step"], by_kind["progress"]["share"]) == (20, 1)
     assert (end["file"], end["sheet"], end["before"]) == (OUT, "m.png", None)
@@ -429,7 +430,7 @@ def test_a_process_that_is_stopped_and_killed_goes_on_to_the_weights_of_one_that
     assert (code, step) == (130, 0)
     advice = err.decode().splitlines()[-1]
     assert "to go on" in advice
-    assert shlex.split(advice.partition("again: ")[2]) == ["zipcli", "train", "in", OUT, *SLOW]
+    assert shlex.split(advice.partition("go on, run: ")[2]) == ["zipcli", "train", "in", OUT, *SLOW]
     first = step_of(photos / CHECKPOINT)
     assert 0 < first < 150
     assert names(photos / WORK) == {"lock", "checkpoint.safetensors"}
@@ -489,7 +490,7 @@ def half_done(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("--crop", "16"), "crop: 8 there, 16 now"),
         (("--batch-size", "3"), "batch_size: 2 there, 3 now"),
         (("--lr", "0.5"), "lr: 0.004 there, 0.5 now"),
-        (("--exclude", "00.png"), "images: "),
+        (("--exclude", "00.png"), "images differ"),
         (("--from", "start.safetensors"), "start: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
@@ -718,8 +719,8 @@ def test_a_model_of_the_hub_is_fetched_tuned_and_then_used_offline(
         assert done.returncode == 0, done.stderr
         assert b"\x1b" not in done.stderr
         begin, *_, end = json_lines(done.stdout)
-        assert (begin["from"], begin["crop"]) == ("o/tiny", 16)
-        assert len(begin["from_sha256"]) == 64
+        assert (begin["from"]["name"], begin["crop"]) == ("o/tiny", 16)
+        assert len(begin["from"]["sha256"]) == 64
         assert end["before"] is not None
         hub.requests.clear()
         offline = run("train", "in", "off.safetensors", *words, "--offline", cwd=photos, env=environment)

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from zipcli.cli.console import FAILURES_SHOWN, PLAIN_SECONDS, clock, emit, say
+from zipcli.cli.console import FAILURES_SHOWN, PLAIN_SECONDS, clock, emit, printable, say
 from zipcli.cli.downloads import model_listener
 from zipcli.cli.options import Name, given
 from zipcli.cli.signals import StopSignals
@@ -108,8 +109,12 @@ OPTIONS = [field.name for field in fields(TrainConfig)]
     help="Take only files that match, such as '*.png' or 'train/*'.  [default: image extensions]",
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
-@click.option("--restart", is_flag=True, help="Begin anew where an earlier run was stopped.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace OUT, and the sheet of pictures beside it, if they are there."
+)
+@click.option(
+    "--restart", is_flag=True, help="Begin anew where an earlier run was stopped; leave it out to go on."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress; the result only.")
 @click.pass_context
@@ -136,7 +141,7 @@ def train(
     if "offline" in options and "model" not in options:
         raise click.UsageError("--offline: a new network needs no connection; leave it out")
     if "steps" in options and "minutes" in options:
-        raise click.UsageError("give --steps or --minutes, not both")
+        _prefer_flag(ctx, options)
     config = TrainConfig(**options)
     stop = StopSignals()
     from zipcli.pipeline.train import train_prior
@@ -150,10 +155,19 @@ def train(
     except StoppedError as e:
         if as_json:
             emit("train_end", exit_code=int(e.exit_code))
-        say(f"stopped; to go on, run the same command again: {shlex.join(['zipcli', *sys.argv[1:]])}")
+        words = [word for word in sys.argv[1:] if word != "--restart"]
+        say(f"stopped; to go on, run: {shlex.join(['zipcli', *words])}")
         return e.exit_code
     _show(result, as_json=as_json)
     return ExitCode.DONE
+
+
+def _prefer_flag(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Of --steps and --minutes keep the one that was typed, where the other is from the environment."""
+    typed = [n for n in ("steps", "minutes") if ctx.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    if len(typed) != 1:
+        raise click.UsageError("give --steps or --minutes, not both")
+    del options["minutes" if typed == ["steps"] else "steps"]
 
 
 class TrainProgress:
@@ -193,6 +207,11 @@ class TrainProgress:
         """Say it, quiet or not."""
         say(f"Note: {text}")
 
+    def doing(self, what: str) -> None:
+        """Say it, since nothing moves meanwhile."""
+        if not self.quiet:
+            self._line(f"{what} ...")
+
     def started(self, facts: Mapping[str, Any]) -> None:
         """Say what is about to be done."""
         if self.as_json:
@@ -230,11 +249,15 @@ class TrainProgress:
         if self.as_json:
             emit("measured", share=round(share, 4), eps_mse=eps_mse)
         if not self.quiet:
-            text = f"at {share:.0%}: eps-MSE {eps_mse:.4f} on the images held out"
-            if self._bar is not None:
-                self._bar.console.print(text, markup=False, highlight=False)
-            else:
-                say(text)
+            self._line(f"at {share:.0%}: eps-MSE {eps_mse:.4f} on the images held out")
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(
+                printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
+        else:
+            say(text)
 
 
 def _show(result: "TrainResult", *, as_json: bool) -> None:
@@ -251,6 +274,8 @@ def _show(result: "TrainResult", *, as_json: bool) -> None:
         )
         return
     count = result.card["measured_on"]
+    if skipped := sum(result.card["skipped"].values()):
+        say(f"{skipped:,} files were skipped")
     say(f"on {count} crops of images held out: eps-MSE {result.after.eps_mse:.4f} over the schedule")
     say("noise std   noisy dB   denoised dB   eps-MSE" + ("   before: dB" if result.before else ""))
     for number, row in enumerate(result.after.rows):

@@ -1,7 +1,7 @@
 """Loads a model: finds its files, verifies them, builds its network and fills it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class LoadedModel:
         model: An `EpsModel`.
         sha256: Digest of the file of its weights.
         fingerprint: Everything that decides its predictions, for JSON.
+        card: How the model was made, where its file says so.
         notes: What the user should know.
     """
 
     model: Prior | UNetPrior
     sha256: str
     fingerprint: dict[str, Any]
+    card: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -73,7 +75,9 @@ def load_model(
     fingerprint: dict[str, Any] = {"model_sha256": sha256, "dtype": dtype}
     if design.layout != "zipcli":  # our own files say this under their digest
         fingerprint["network"] = asdict(design.network) | {"schedule": asdict(design.schedule)}
-    return LoadedModel(model=model, sha256=sha256, fingerprint=fingerprint, notes=design.notes)
+    return LoadedModel(
+        model=model, sha256=sha256, fingerprint=fingerprint, card=design.card, notes=design.notes
+    )
 
 
 def _serve(network: nn.Module, design: Design, dtype: torch.dtype) -> Prior | UNetPrior:

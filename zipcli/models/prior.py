@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zipcli.config import NoiseSchedule
 from zipcli.models.denoiser import Denoiser, predict_eps
-from zipcli.schedule import alpha_bars
+from zipcli.schedule import sigmas
 
 if TYPE_CHECKING:
     from zipcli.models.unet import UNet
@@ -22,8 +22,7 @@ class NoiseLevels:
 
     def __init__(self, schedule: NoiseSchedule, device: torch.device) -> None:
         """Tabulate the schedule on `device`."""
-        alpha_bar = alpha_bars(schedule)
-        self._log_sigma = ((1 - alpha_bar) / alpha_bar).sqrt().log().float().to(device)
+        self._log_sigma = sigmas(schedule).log().float().to(device)
 
     def __call__(self, t: Tensor) -> Tensor:
         """Sigma at t, (N,); between timesteps ln(sigma) is linear."""

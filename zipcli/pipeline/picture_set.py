@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +31,12 @@ GPU_FACTOR = 4
 """A step of a GPU takes this many times as many pixels: with fewer it would wait for us."""
 
 VALIDATION_PIXELS = 2**19
-MEMORY_SHARE = 0.25
-"""Of the memory of the machine, for the pixels; the same in every run, so that they are the same."""
+MEMORY_SHARE = 0.2
+"""Of all memory, for the pixels, which are there twice for a moment; of all and not of what is free, so that
+a run that goes on has the same images."""
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""What a container may use, on Linux."""
 
 FEW = 100
 READERS = 8
@@ -72,32 +77,25 @@ class TrainingSet:
 
 
 def read_training_set(
-    folder: Path,
+    files: "PictureFiles",
     config: TrainConfig,
     device: torch.device,
     *,
     channels: int,
     native_side: int | None,
-    watcher: FileWatcher,
-    check_stop: Callable[[], None],
 ) -> TrainingSet:
-    """Read a folder and divide it.
+    """Read the images of a folder and divide them.
 
     Args:
-        folder: The images.
-        config: Patterns, crop, batch size, share to hold out, seed.
+        files: The folder.
+        config: Crop, batch size, share to hold out, seed.
         device: Where the images go.
         channels: Of the network, 3 or 1.
         native_side: The only side that the network sees, in pixels, or None.
-        watcher: Who is told what cannot be used.
-        check_stop: Raises where a signal asked us to stop.
 
     Raises:
-        ConfigError: There is no such folder, or fewer than two images that can be used.
+        ConfigError: There are fewer than two images that can be used.
     """
-    plan = Plan(base=folder, config=FolderConfig(include=config.include, exclude=config.exclude))
-    files = _Files(plan, watcher, check_stop)
-    check(files.found > 0, no_images(plan))
     check(
         native_side is None or config.crop in (None, native_side),
         f"crop: this model sees {native_side} pixels only; leave it out",
@@ -108,11 +106,11 @@ def read_training_set(
     large = [image for image in images if min(image.shape[:2]) >= crop]
     check(
         len(large) >= 2,
-        f"{shown(str(folder))}: {len(large)} of {files.found} files are images of at least {crop} pixels a "
-        "side; two are needed, one to learn from and one to measure with, and hundreds are better",
+        f"{shown(str(files.folder))}: {len(large)} of {files.found} files are images of at least {crop} "
+        "pixels a side; two are needed, one to learn from and one to measure with, and hundreds are better",
     )
     too_small = len(images) - len(large)
-    _say_what_is_missing(watcher, used=len(large), too_small=too_small, left_out=left_out, crop=crop)
+    _say_what_is_missing(files.watcher, used=len(large), too_small=too_small, left_out=left_out, crop=crop)
     held_out = min(len(large) - 1, max(1, round(config.holdout * len(large))))
     measured = large[: min(held_out, max(8, VALIDATION_PIXELS // crop**2))]
     bank = ImageBank(large[held_out:], device)
@@ -148,19 +146,34 @@ def _say_what_is_missing(
         watcher.note(f"{used} images are few: the model may learn them by heart")
 
 
-class _Files:
+class PictureFiles:
     """The files of a folder, those that can be used and those that cannot.
 
     Attributes:
+        folder: Where they are.
+        watcher: Who is told what cannot be used.
         found: How many there are.
         skipped: How many cannot be used, by reason.
     """
 
-    def __init__(self, plan: Plan, watcher: FileWatcher, check_stop: Callable[[], None]) -> None:
-        """Walk the folder."""
+    def __init__(
+        self, folder: Path, config: TrainConfig, watcher: FileWatcher, check_stop: Callable[[], None]
+    ) -> None:
+        """Walk the folder; nothing is read yet.
+
+        Args:
+            folder: It and the folders in it are searched.
+            config: Patterns of the files to take and to leave out.
+            watcher: Who is told what cannot be used.
+            check_stop: Raises where a signal asked us to stop.
+
+        Raises:
+            ConfigError: There is no file to take.
+        """
+        self.folder, self.watcher, self._check_stop = folder, watcher, check_stop
         self.found, self.skipped = 0, Counter[str]()
-        self._watcher, self._check_stop = watcher, check_stop
         self._entries: list[Entry] = []
+        plan = Plan(base=folder, config=FolderConfig(include=config.include, exclude=config.exclude))
         for entry in plan.entries():
             check_stop()
             self.found += 1
@@ -168,6 +181,7 @@ class _Files:
                 self._entries.append(entry)
             elif entry.reason is not None:
                 self._skip(entry.path, entry.reason, entry.message or "")
+        check(self.found > 0, no_images(plan))
 
     def read(self, channels: int, longest: int, seed: int, memory: int) -> tuple[list[Tensor], int]:
         """Read uint8 images, (H, W, channels), in a random order until `memory` bytes are full.
@@ -179,21 +193,23 @@ class _Files:
         """
         order = torch.randperm(len(self._entries), generator=torch.Generator().manual_seed(seed)).tolist()
         images: list[Tensor] = []
-        left_out = used = 0
-        for entry, read in _read_all([self._entries[k] for k in order], channels, longest, seed):
+        used = 0
+        for number, (entry, read) in enumerate(
+            _read_all([self._entries[k] for k in order], channels, longest, seed)
+        ):
             self._check_stop()
             if isinstance(read, InputError):
                 self._skip(entry.path, read.reason, str(read))
             elif used + read.size > memory:
-                left_out += 1
+                return images, len(order) - number
             else:
                 used += read.size
                 images.append(torch.from_numpy(read))
-        return images, left_out
+        return images, 0
 
     def _skip(self, path: str, reason: Reason, message: str) -> None:
         self.skipped[str(reason)] += 1
-        self._watcher.skipped(path, reason, message)
+        self.watcher.skipped(path, reason, message)
 
 
 def usual_crop(images: list[Tensor]) -> int:
@@ -204,10 +220,13 @@ def usual_crop(images: list[Tensor]) -> int:
 
 
 def memory_for(device: torch.device) -> int:
-    """Bytes that the pixels of a training set may take on a device."""
+    """Bytes that the pixels of a training set may take, here and on a device."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError, ValueError):  # "max": no limit
+        sizes.append(int(CGROUP_LIMIT.read_text()))
     if device.type == "cuda":
-        return int(MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory)
-    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        sizes.append(torch.cuda.get_device_properties(device).total_memory)
+    return int(MEMORY_SHARE * min(sizes))
 
 
 def digest_of(images: list[Tensor]) -> str:

@@ -8,7 +8,7 @@ when the model is there.
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from zipcli import __version__
 from zipcli.config import NoiseSchedule, TrainConfig, check
 from zipcli.errors import ConfigError, ModelError, OutputError, shown
 from zipcli.images.write import publish
+from zipcli.models.catalog import CATALOG, parse_name
 from zipcli.models.denoiser import Denoiser
 from zipcli.models.hub import Listener
 from zipcli.models.loading import LoadedModel, load_model
@@ -28,20 +29,20 @@ from zipcli.models.prior import Prior, UNetPrior
 from zipcli.models.weights import write_model
 from zipcli.pipeline.device import is_out_of_memory, pick_device
 from zipcli.pipeline.lock import locked
-from zipcli.pipeline.picture_set import FileWatcher, TrainingSet, read_training_set
+from zipcli.pipeline.picture_set import FileWatcher, PictureFiles, TrainingSet, read_training_set
 from zipcli.pipeline.plan import check_folder
 from zipcli.pipeline.sheet import draw_sheet
 from zipcli.protocols import EpsModel
 from zipcli.training.data import batch_at
-from zipcli.training.losses import denoising_loss, noise_loss
-from zipcli.training.trainer import Checkpoint, Loss, Report, Trainer
+from zipcli.training.losses import NoiseLoss, denoising_loss
+from zipcli.training.trainer import Checkpoint, Loss, Report, Trainer, unfinished
 from zipcli.training.validation import DenoisingRow, denoising_table, eps_mse
 
 LR_NEW, LR_TUNED, LR_PUBLISHED = 4e-3, 1e-3, 5e-5
 """Highest learning rates: of a new network, of one that Muon trained, of one that Adam did."""
 
 CURVE_POINTS = 10
-CHECKPOINT, MODEL, SHEET = "checkpoint.safetensors", "model.safetensors", "sheet.png"
+CHECKPOINT, MODEL, SHEET, LOCK = "checkpoint.safetensors", "model.safetensors", "sheet.png", "lock"
 
 RUINED = 1.5
 """A model that was tuned and errs this many times as much as before is not worth having."""
@@ -52,6 +53,9 @@ BYTES_PER_PARAMETER = 36
 
 class Watcher(FileWatcher, Protocol):
     """Whoever is told how a training run goes."""
+
+    def doing(self, what: str) -> None:
+        """Something begins that takes a while."""
 
     def started(self, facts: Mapping[str, Any]) -> None:
         """The images are read and the network is there."""
@@ -127,21 +131,20 @@ def train_prior(
     check_folder(folder)
     check_target(folder, target, overwrite=overwrite)
     device = pick_device(config.device)
+    files = PictureFiles(folder, config, watcher, listener.check_stop)
     work = target.with_name(f"{target.name}.training")
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"{shown(str(work))}: cannot be made: {e.strerror}") from e
-    with locked(work / "lock", target), _left_only_if_needed(work), _within_memory():
+    with locked(work / LOCK, target), _left_only_if_needed(work), _within_memory():
         start = load_start(config, device, watcher, listener) if config.model is not None else None
         lessons = read_training_set(
-            folder,
+            files,
             config,
             device,
             channels=start.model.channels if start else 3,
             native_side=start.model.native_side if start else None,
-            watcher=watcher,
-            check_stop=listener.check_stop,
         )
         run = TrainRun(target, config, start, lessons, work)
         if restart:
@@ -153,12 +156,19 @@ def train_prior(
 
 @contextmanager
 def _left_only_if_needed(work: Path) -> Iterator[None]:
-    """Remove the folder of a run that has nothing to go on from: it is finished, or never began."""
+    """Remove our files and their folder after a run that has nothing to go on from.
+
+    It is finished, or never began. What others put there stays.
+    """
+    unfinished(work / CHECKPOINT).unlink(missing_ok=True)  # of a run that was killed
     try:
         yield
     finally:
         if not (work / CHECKPOINT).exists():
-            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):
+                for name in (MODEL, SHEET, LOCK):
+                    (work / name).unlink(missing_ok=True)
+                work.rmdir()
 
 
 def load_start(
@@ -238,17 +248,21 @@ class TrainRun:
 
     def run(self, watcher: Watcher, check_stop: Callable[[], None], *, overwrite: bool) -> TrainResult:
         """Train to the end and write what came of it."""
-        images = self.lessons.validation
-        stoppable = Stoppable(self.model, check_stop)
-        before = measure(stoppable, images) if self.start else None
-        network, loss = trained_part(self.model)
+        images, batch = self.lessons.validation, self.lessons.source.batch
+        network, loss = trained_part(self.model, images.device)
+        require_space(self.checkpoint.path, sum(p.numel() for p in network.parameters()))
+        resumed = self.checkpoint.begun()
+        before = None
+        if self.start:
+            watcher.doing("measuring the model to begin with")
+            before = measure(Careful(self.model, batch, check_stop), images)
         source, seed = self.lessons.source, self.loop.seed
         trainer = Trainer(
             network, loss, lambda step: batch_at([source], step, seed), self.loop, dtype=self.dtype
         )
-        resumed = self.checkpoint.load(trainer)
-        require_space(self.checkpoint.path, sum(p.numel() for p in network.parameters()))
-        if not resumed:
+        if resumed:
+            self.checkpoint.load(trainer)
+        else:
             self.checkpoint.save(trainer)
         watcher.started(self._facts(trainer))
         point = int(trainer.share * CURVE_POINTS)
@@ -258,10 +272,11 @@ class TrainRun:
             watcher.progressed(progress)
             if int(progress.share * CURVE_POINTS) > point and progress.share < 1:
                 point = int(progress.share * CURVE_POINTS)
-                average = Stoppable(self._finished(trainer), check_stop)
+                average = Careful(self._finished(trainer), batch, check_stop)
                 watcher.measured(progress.share, eps_mse(average, images))
 
         trainer.run(self.checkpoint, report, check_stop)
+        watcher.doing("measuring and drawing")
         return self._write(trainer, before, check_stop, overwrite=overwrite)
 
     def _write(
@@ -274,8 +289,8 @@ class TrainRun:
     ) -> TrainResult:
         """Measure the model, draw its sheet, and write both."""
         model, images = self._finished(trainer), self.lessons.validation
-        stoppable = Stoppable(model, check_stop)
-        after = measure(stoppable, images)
+        careful = Careful(model, self.lessons.source.batch, check_stop)
+        after = measure(careful, images)
         if before and not after.eps_mse <= RUINED * before.eps_mse:  # NaN is not, either
             raise ModelError(
                 f"training has ruined {shown(str(self.config.model))}: its error on the images held out rose "
@@ -290,7 +305,7 @@ class TrainRun:
             "eps_mse": round(after.eps_mse, 5),
             "denoised_psnr": {f"{row.std:g}": round(row.denoised_psnr, 2) for row in after.rows},
         }
-        publish(draw_sheet(stoppable, images, seed=self.loop.seed), self.work, SHEET, self.work, replace=True)
+        publish(draw_sheet(careful, images, seed=self.loop.seed), self.work, SHEET, self.work, replace=True)
         sha256 = write_model(self.work / MODEL, model, card, check_stop)
         check_free(self.target, overwrite=overwrite)  # hours may have passed
         sheet = sheet_of(self.target)
@@ -305,8 +320,7 @@ class TrainRun:
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         return {
-            "from": self.config.model,
-            "from_sha256": self.start.sha256 if self.start else None,
+            **self._origin(),
             "parameters": sum(p.numel() for p in trainer.network.parameters()),
             **self.lessons.facts,
             "step": trainer.step,
@@ -315,6 +329,17 @@ class TrainRun:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.lessons.device),
         }
+
+    def _origin(self) -> dict[str, Any]:
+        """What the card says of the model that this one began with, if any; its licence binds this one."""
+        if self.start is None:
+            return {}
+        name = str(self.config.model)
+        known = CATALOG.get(name)
+        about = {"licence": known.licence, "data": known.data} if known else dict(self.start.card)
+        # The path of a file is nobody's business.
+        shown_name = Path(name).name if isinstance(parse_name(name), Path) else name
+        return {"from": {"name": shown_name, "sha256": self.start.sha256, **about}}
 
     def _finished(self, trainer: Trainer) -> Prior | UNetPrior:
         """The moving average, served as a noise predictor."""
@@ -328,19 +353,22 @@ def measure(model: EpsModel, images: Tensor) -> Measures:
     return Measures(eps_mse=eps_mse(model, images), rows=denoising_table(model, images))
 
 
-class Stoppable:
-    """An `EpsModel` that asks before every evaluation whether a signal came."""
+class Careful:
+    """An `EpsModel` that takes no more images at once than a step, and asks each time whether to stop."""
 
-    def __init__(self, model: EpsModel, check_stop: Callable[[], None]) -> None:
-        """Serve `model`; `check_stop` raises to stop."""
-        self.model, self.check_stop = model, check_stop
+    def __init__(self, model: EpsModel, batch: int, check_stop: Callable[[], None]) -> None:
+        """Serve `model`; `check_stop` raises where a signal came."""
+        self.model, self.batch, self.check_stop = model, batch, check_stop
         self.schedule, self.channels = model.schedule, model.channels
         self.native_side, self.minimum_side = model.native_side, model.minimum_side
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
         """Predict the noise, (N, C, H, W), unless we are to stop."""
-        self.check_stop()
-        return self.model(x_t, t)
+        parts = []
+        for x, times in zip(torch.split(x_t, self.batch), torch.split(t, self.batch), strict=True):
+            self.check_stop()
+            parts.append(self.model(x, times))
+        return torch.cat(parts)
 
 
 def new_model(config: TrainConfig, lessons: TrainingSet) -> Prior:
@@ -353,10 +381,10 @@ def new_model(config: TrainConfig, lessons: TrainingSet) -> Prior:
     return Prior(denoiser, NoiseSchedule(), network.config.channels)
 
 
-def trained_part(model: Prior | UNetPrior) -> tuple[nn.Module, Loss]:
+def trained_part(model: Prior | UNetPrior, device: torch.device) -> tuple[nn.Module, Loss]:
     """What of a model has weights, and the loss that they are trained with."""
     if isinstance(model, UNetPrior):
-        return model.net, lambda x_0, sigma, noise: noise_loss(model, x_0, sigma, noise)
+        return model.net, NoiseLoss(model, device)
     return model.denoiser, lambda x_0, sigma, noise: denoising_loss(model.denoiser, x_0, sigma, noise)
 
 
@@ -366,7 +394,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         chosen: torch.dtype = getattr(torch, name)
         return chosen
     if device.type == "cuda":
-        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            has_it = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         asks = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch that we take
         known: dict[str, Any] = asks() if device.type == "cpu" else {}

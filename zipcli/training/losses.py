@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zipcli.config import NoiseLevelConfig
 from zipcli.protocols import EpsModel
-from zipcli.schedule import alpha_bars
+from zipcli.schedule import alpha_bars, sigmas
 
 
 def draw_sigma(config: NoiseLevelConfig, count: int, generator: torch.Generator) -> Tensor:
@@ -44,31 +44,35 @@ def denoising_loss(denoiser: nn.Module, x_0: Tensor, sigma: Tensor, noise: Tenso
     return loss
 
 
-def noise_loss(model: EpsModel, x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the predicted noise at the timesteps nearest to `sigma`.
+class NoiseLoss:
+    """Mean squared error of the predicted noise, at the timesteps nearest to the noise levels.
 
     A variance that the network predicts beside the noise is left alone.
 
-    Args:
-        model: A noise predictor on a chain of timesteps.
-        x_0: Clean images, (N, C, H, W), in [-1, 1].
-        sigma: Noise levels, (N,).
-        noise: N(0, I), same shape as x_0.
-
-    Returns:
-        A scalar; 1 for a network that predicts nothing.
-
     Source: Ho et al. 2020, eq. 14.
     """
-    alpha_bar = alpha_bars(model.schedule).float().to(x_0.device)
-    t = nearest_timestep(alpha_bar, sigma)
-    kept = alpha_bar[t][:, None, None, None]
-    eps = model(kept.sqrt() * x_0 + (1 - kept).sqrt() * noise, t.float())[:, : model.channels]
-    loss: Tensor = (eps.float() - noise).square().mean()
-    return loss
 
+    def __init__(self, model: EpsModel, device: torch.device) -> None:
+        """Put the tables of the schedule of `model` on its device, once."""
+        self.model = model
+        self._alpha_bar = alpha_bars(model.schedule).float().to(device)
+        self._log_sigma = sigmas(model.schedule).log().float().to(device)
 
-def nearest_timestep(alpha_bar: Tensor, sigma: Tensor) -> Tensor:
-    """Timesteps, (N,), whose sigma = sqrt((1 - alpha_bar) / alpha_bar) is nearest to `sigma` in ln."""
-    log_sigma = ((1 - alpha_bar) / alpha_bar).sqrt().log()
-    return (log_sigma - sigma.log()[:, None]).abs().argmin(1)
+    def __call__(self, x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Compute the loss, a scalar; 1 for a network that predicts nothing.
+
+        Args:
+            x_0: Clean images, (N, C, H, W), in [-1, 1].
+            sigma: Noise levels, (N,).
+            noise: N(0, I), same shape as x_0.
+        """
+        t = self.timesteps(sigma)
+        kept = self._alpha_bar[t][:, None, None, None]
+        x_t = kept.sqrt() * x_0 + (1 - kept).sqrt() * noise
+        eps = self.model(x_t, t.float())[:, : self.model.channels]
+        loss: Tensor = (eps.float() - noise).square().mean()
+        return loss
+
+    def timesteps(self, sigma: Tensor) -> Tensor:
+        """The timesteps, (N,), whose ln(sigma) is nearest."""
+        return (self._log_sigma - sigma.log()[:, None]).abs().argmin(1)

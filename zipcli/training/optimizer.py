@@ -12,9 +12,6 @@ SMALLEST_MATRIX = 16
 class Optimizer:
     """Moves each convolution by an orthogonal matrix, and everything else as AdamW does.
 
-    In a trial of four minutes from scratch, at the same learning rate, the network of the built-in
-    prior denoised 0.5 dB better with it than with AdamW alone.
-
     Source: Jordan et al. 2024 (Muon); the scale that lets both share one learning rate is that of
     Liu et al. 2025, "Muon is scalable for LLM training".
     """
@@ -81,6 +78,10 @@ class Optimizer:
             if state and len(moments[name]) != expected:
                 raise ValueError(f"{name} has the state of {len(moments[name])} of {expected} parameters")
             part.load_state_dict({**part.state_dict(), "state": moments[name]})
+            for p, values in part.state.items():
+                for key, value in values.items():
+                    if value.shape == p.shape:  # in the memory order of the parameter, as it was
+                        values[key] = torch.empty_like(p).copy_(value)
 
 
 def as_matrix(weight: Tensor) -> Tensor:

@@ -2,11 +2,10 @@
 
 import copy
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,9 @@ SAVE_SECONDS = 60
 SAVE_SHARE = 0.05
 REPORT_SECONDS = 1
 
+SHORT_WARMUP = 0.1
+"""Share of a short run after which the learning rate is at its height, whatever the warm-up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -40,7 +42,7 @@ class Report:
         share: Of the run, 0 to 1.
         loss: Mean over the steps since the last report.
         images_per_s: Speed since the last report.
-        seconds_left: At this speed.
+        seconds_left: At the mean speed of the run.
         lr: Learning rate, as a share of the highest.
     """
 
@@ -105,7 +107,7 @@ class Trainer:
         """Train to the end, saving as it goes; what `check_stop` raises ends it after one more save.
 
         Raises:
-            ModelError: The loss is not finite any more; the last checkpoint is from before.
+            ModelError: The weights are not finite any more; the last checkpoint is from before.
             OutputError: The checkpoint cannot be written; the one before it is whole.
         """
         if self.share >= 1:
@@ -124,26 +126,25 @@ class Trainer:
                 check_stop()
                 if now - last_report < REPORT_SECONDS and self.share < 1:
                     continue
-                mean = self._finite_mean(losses)
-                report(self._report(mean, images / (now - last_report)))
-            except ModelError:
-                raise
+                mean = torch.stack(losses).mean().item()  # waits for the device
+                report(self._report(mean, images / (time.monotonic() - last_report)))
             except BaseException:  # a signal, or nobody reads our reports any more
-                self._finite_mean(losses)
-                checkpoint.save(self)
+                self._save(checkpoint)
                 raise
             losses, images, last_report = [], 0, time.monotonic()
             if last_report - last_save >= max(SAVE_SECONDS, checkpoint.seconds / SAVE_SHARE):
-                checkpoint.save(self)
+                self._save(checkpoint)
                 last_save = time.monotonic()
-        checkpoint.save(self)
+        self._save(checkpoint)
 
-    def _finite_mean(self, losses: list[Tensor]) -> float:
-        """The mean of losses, which the weights may be saved after: there is no way back from NaN."""
-        mean = torch.stack(losses).mean().item()
-        if not math.isfinite(mean):
-            raise ModelError(f"the loss is not finite at step {self.step}; train again with a lower --lr")
-        return mean
+    def _save(self, checkpoint: "Checkpoint") -> None:
+        """Save the weights unless they are lost: from NaN there would be no way back."""
+        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+            raise ModelError(
+                f"the weights are not finite any more at step {self.step}; train again with a lower --lr and "
+                "--restart"
+            )
+        checkpoint.save(self)
 
     def advance(self) -> tuple[int, Tensor]:
         """Do one step and return its number of images and its loss, which stays on the device."""
@@ -186,7 +187,7 @@ def learning_rate(config: LoopConfig, step: int, share: float) -> float:
 
     The flat middle lets a run that was stopped there go on with more steps.
     """
-    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    rise = min(1.0, max((step + 1) / max(1, config.warmup), share / SHORT_WARMUP))
     fall = min(1.0, (1 - share) / config.decay) if config.decay else 1.0
     return min(rise, fall)
 
@@ -217,10 +218,10 @@ class Checkpoint:
         tensors |= {f"average.{name}": value for name, value in trainer.average.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in trainer.optimizer.state().items()}
         facts = {"step": trainer.step, "seconds": trainer.seconds, "settings": self.settings}
-        temporary = self.path.with_name(self.path.name + ".part")
+        temporary = unfinished(self.path)
         try:
             save_file(
-                {name: value.contiguous() for name, value in tensors.items()},
+                {name: value.cpu().contiguous() for name, value in tensors.items()},
                 temporary,
                 metadata={"zipcli-training": json.dumps(facts)},
             )
@@ -232,7 +233,8 @@ class Checkpoint:
                 temporary.unlink(missing_ok=True)
             advice = "free some space" if "space" in str(e) else "check the disk and its permissions"
             raise OutputError(
-                f"{shown(str(self.path))}: cannot be written: {e}; {advice} and run the same command again"
+                f"{shown(str(self.path))}: cannot be written: {e}; {advice} and run the same command "
+                "again, without --restart"
             ) from e
         self.seconds = time.monotonic() - began
 
@@ -247,6 +249,31 @@ class Checkpoint:
         except OSError as e:
             raise OutputError(f"{shown(str(self.path))}: cannot be removed: {e.strerror}") from e
 
+    def begun(self) -> bool:
+        """Whether there is a run to go on with.
+
+        Raises:
+            ModelError: The file is damaged.
+            ConfigError: It is of a run with other settings.
+        """
+        if not self.path.exists():
+            return False
+        with self._reading(), safe_open(self.path, framework="pt") as f:
+            there = dict(self._facts(f)["settings"])
+        changed = [
+            f"{key} differ"
+            if key == "images"
+            else f"{key}: {there.get(key)} there, {self.settings.get(key)} now"
+            for key in sorted(there.keys() | self.settings.keys())
+            if there.get(key) != self.settings.get(key)
+        ]
+        check(
+            not changed,
+            f"{shown(str(self.path))}: a run with other settings was stopped here ({'; '.join(changed)}); "
+            "give those again, or --restart to begin anew",
+        )
+        return True
+
     def load(self, trainer: Trainer) -> bool:
         """Go on where the file left off; False where there is none.
 
@@ -254,35 +281,36 @@ class Checkpoint:
             ModelError: It is damaged.
             ConfigError: It is of a run with other settings.
         """
-        name = shown(str(self.path))
-        if not self.path.exists():
+        if not self.begun():
             return False
+        with self._reading(), safe_open(self.path, framework="pt") as f:
+            facts = self._facts(f)
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  # no mapping
+            trainer.network.load_state_dict(part(tensors, "network."))
+            trainer.average.load_state_dict(part(tensors, "average."))
+            trainer.optimizer.load(part(tensors, "optimizer."))
+            trainer.step, trainer.seconds = int(facts["step"]), float(facts["seconds"])
+        return True
+
+    @staticmethod
+    def _facts(file: Any) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((file.metadata() or {})["zipcli-training"])
+        return facts
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         try:
-            with safe_open(self.path, framework="pt") as f:
-                facts = json.loads((f.metadata() or {})["zipcli-training"])
-                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  # no mapping
-            there = dict(facts["settings"])
-            changed = [
-                f"{key}: {there.get(key)!r} there, {self.settings.get(key)!r} now"
-                for key in sorted(there.keys() | self.settings.keys())
-                if there.get(key) != self.settings.get(key)
-            ]
-            if not changed:
-                trainer.network.load_state_dict(part(tensors, "network."))
-                trainer.average.load_state_dict(part(tensors, "average."))
-                trainer.optimizer.load(part(tensors, "optimizer."))
-                trainer.step, trainer.seconds = int(facts["step"]), float(facts["seconds"])
+            yield
         except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ModelError(
-                f"{name}: cannot be read ({type(e).__name__}: {shown(str(e)[:200])}); run again with "
-                "--restart to begin anew"
+                f"{shown(str(self.path))}: cannot be read ({type(e).__name__}: {shown(str(e)[:200])}); run "
+                "again with --restart to begin anew"
             ) from e
-        check(
-            not changed,
-            f"{name}: a run with other settings was stopped here ({'; '.join(changed)}); give those again, "
-            "or --restart to begin anew",
-        )
-        return True
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it has its name."""
+    return path.with_name(path.name + ".part")
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zipcli.protocols import EpsModel
-from zipcli.schedule import alpha_bars
+from zipcli.schedule import alpha_bars, sigmas
 
 NOISE_STDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Standard deviations of noise on images in [-1, 1] at which a prior is measured."""
@@ -102,8 +102,7 @@ def eps_mse(model: EpsModel, images: Tensor, *, seed: int = 0, batch: int = 16) 
 
 def timestep_of(model: EpsModel, std: float) -> float:
     """The timestep, with a fraction, at which the noise is `std` times as strong as the image."""
-    alpha_bar = alpha_bars(model.schedule)
-    log_sigma = ((1 - alpha_bar) / alpha_bar).sqrt().log()
+    log_sigma = sigmas(model.schedule).log()
     wanted = torch.tensor(std, dtype=torch.float64).log()
     above = int(torch.searchsorted(log_sigma, wanted).clamp(1, len(log_sigma) - 1))
     low, high = log_sigma[above - 1].item(), log_sigma[above].item()
