@@ -154,6 +154,32 @@ def test_the_prior_earns_its_keep_on_real_images(tmp_path: Path) -> None:
 
 
 @needs_data
+def test_the_prior_denoises_real_images(tmp_path: Path) -> None:
+    script = str(ROOT / "examples/measure_denoising.py")
+    without = ["--baseline-images", "0", "--baseline-photos", "0"]
+    done = run([sys.executable, script, "--images", "40", "--photos", "1", *without, "--json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    small, large = map(json.loads, done.stdout.splitlines())
+    assert small["eps_mse"] < 0.033
+    assert [row["prior"] - row["noisy"] > 4 for row in small["rows"]] == [True] * 5
+    assert [row["prior"] > row["noisy"] for row in large["rows"]] == [True] * 5
+
+
+@needs_data
+def test_a_classifier_judges_purified_images(tmp_path: Path) -> None:
+    train, measure = str(ROOT / "examples/train_classifier.py"), str(ROOT / "examples/measure_prior.py")
+    done = run([sys.executable, train, "judge.safetensors", "--epochs", "1", "--limit", "500"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    few = ["--images", "16", "--photos", "0", "--transforms", "blur:2", "--posterior-mean", "4"]
+    asked = run([sys.executable, measure, *few, "--classifier", "judge.safetensors", "--json"], tmp_path)
+    assert asked.returncode == 0, asked.stderr
+    row = json.loads(asked.stdout)
+    assert (row["images"], row["evaluations"], len(row["accuracy"])) == (16, 4, 3)
+    assert row["gain"] > 1
+    assert all(0 <= share <= 1 for share in row["accuracy"])
+
+
+@needs_data
 def test_the_training_recipe_runs_and_its_model_loads(tmp_path: Path) -> None:
     script = str(ROOT / "examples/train_builtin.py")
     command = [sys.executable, script, "state", "mine.safetensors", "--steps", "2", "--limit", "12"]

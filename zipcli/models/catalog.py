@@ -174,8 +174,8 @@ def _google(name: str, revision: str, suffix: str, sha256: str, size: int, data:
 CATALOG: Mapping[str, KnownModel] = {
     "builtin": KnownModel(
         file="builtin/prior.safetensors",
-        sha256="7b63e4a3531d4c396b67448c6fd938aac9a84d194332dd7ae6e28bef7c90d8e9",
-        size=6_603_004,
+        sha256="4de0d740a967b8c1346f402999aaf089301fadbf2d681a4fa6dccde9db5bdbc5",
+        size=6_603_076,
         licence="Apache-2.0",
         data="CIFAR-10 and 700 photographs",
     ),
