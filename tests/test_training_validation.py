@@ -60,6 +60,7 @@ def test_the_whole_schedule_counts_evenly() -> None:
             return super().__call__(x_t, t) + late
 
     assert eps_mse(Late(GRAY), GRAY.expand(100, -1, -1, -1)) == pytest.approx(0.4, abs=1e-3)
+    assert eps_mse(Late(GRAY), GRAY) == pytest.approx(0.4, abs=0.02)  # one image meets many timesteps
 
 
 def test_a_noise_level_has_its_timestep() -> None:

@@ -11,6 +11,8 @@ from zipcli.schedule import alpha_bars, sigmas
 NOISE_STDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Standard deviations of noise on images in [-1, 1] at which a prior is measured."""
 
+FEWEST_TIMESTEPS = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingRow:
@@ -79,7 +81,8 @@ def eps_mse(model: EpsModel, images: Tensor, *, seed: int = 0, batch: int = 16) 
     """Mean squared error of the predicted noise, averaged over the whole schedule.
 
     Each image meets one timestep; together they cover the schedule evenly, so the mean over many
-    images is the mean over timesteps of DDPM's simple loss (Ho et al. 2020, eq. 14).
+    images is the mean over timesteps of DDPM's simple loss (Ho et al. 2020, eq. 14). Fewer images
+    than `FEWEST_TIMESTEPS` come several times.
 
     Args:
         model: The prior.
@@ -87,6 +90,7 @@ def eps_mse(model: EpsModel, images: Tensor, *, seed: int = 0, batch: int = 16) 
         seed: Seed of the noise, and of which image meets which timestep.
         batch: Images in one call.
     """
+    images = images.repeat(-(-FEWEST_TIMESTEPS // len(images)), 1, 1, 1)
     count, steps = len(images), model.schedule.timesteps
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     t = ((order + 0.5) / count * steps).floor().to(images.device)
