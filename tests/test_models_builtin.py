@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zipcli.config import NoiseSchedule
-from zipcli.errors import ModelError
+from zipcli.errors import ConfigError, ModelError
 from zipcli.models.catalog import CATALOG
 from zipcli.models.denoiser import Denoiser, predict_eps
 from zipcli.models.hub import file_sha256
 from zipcli.models.loading import load_model
-from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
+from zipcli.models.local_unet import BandedUNet, LocalUNetConfig, build_local_unet
 from zipcli.models.prior import Prior
 from zipcli.models.store import find_model
 from zipcli.models.tensors import open_safetensors
@@ -26,11 +26,14 @@ from zipcli.schedule import alpha_bars
 
 CPU = torch.device("cpu")
 TINY = LocalUNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
+GATED = replace(TINY, block="gated")
+BANDED = replace(GATED, bands=(0.2, 1.0))
+KINDS = pytest.mark.parametrize("config", [TINY, GATED, BANDED], ids=["residual", "gated", "banded"])
 
 
-def tiny(seed: int = 0) -> Denoiser:
+def tiny(seed: int = 0, config: LocalUNetConfig = TINY) -> Denoiser:
     torch.manual_seed(seed)
-    denoiser = Denoiser(LocalUNet(TINY)).eval().requires_grad_(False)
+    denoiser = Denoiser(build_local_unet(config)).eval().requires_grad_(False)
     for parameter in denoiser.parameters():  # the last layers start at zero: nothing to see
         nn.init.normal_(parameter, std=0.2)
     return denoiser
@@ -49,10 +52,49 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "tiny.safetensors"
 
 
+@KINDS
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (13, 18), (1, 1), (32, 5)])
-def test_the_network_takes_any_size(size: tuple[int, int]) -> None:
+def test_the_network_takes_any_size(config: LocalUNetConfig, size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size)
-    assert tiny().net(x, torch.zeros(2)).shape == x.shape
+    assert tiny(config=config).net(x, torch.tensor([-0.5, 0.3])).shape == x.shape
+
+
+@KINDS
+def test_a_fresh_network_predicts_nothing(config: LocalUNetConfig) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    assert (build_local_unet(config)(x, torch.tensor([-0.5, 0.3])) == 0).all()
+
+
+def test_each_image_meets_the_network_of_its_noise_level() -> None:
+    net = tiny(config=BANDED).net
+    assert isinstance(net, BandedUNet)
+    x = torch.randn(5, 3, 8, 8)
+    levels = torch.tensor([3.0, 0.1, 0.5, 0.19, 1.1]).log() / 4
+    mixed = net(x, levels)
+    for k, band in enumerate([2, 0, 1, 0, 2]):
+        torch.testing.assert_close(mixed[k : k + 1], net.experts[band](x[k : k + 1], levels[k : k + 1]))
+
+
+def test_a_batch_teaches_only_the_networks_of_its_noise_levels() -> None:
+    denoiser = tiny(config=BANDED).requires_grad_()
+    denoiser(torch.randn(2, 3, 8, 8), torch.tensor([0.1, 3.0])).square().mean().backward()
+    assert isinstance(denoiser.net, BandedUNet)
+    learned = [any(p.grad is not None for p in expert.parameters()) for expert in denoiser.net.experts]
+    assert learned == [True, False, True]
+
+
+def test_blocks_of_both_kinds_cost_the_same() -> None:
+    wide = replace(TINY, widths=(48, 96))
+    counts = [
+        sum(p.numel() for p in build_local_unet(c).parameters()) for c in (wide, replace(wide, block="gated"))
+    ]
+    assert counts[1] == pytest.approx(counts[0], rel=0.02)
+
+
+@pytest.mark.parametrize("bands", [(1.0, 0.5), (0.0,), (-1.0, 1.0), tuple(range(1, 17)), (float("inf"),)])
+def test_bands_that_are_none_are_refused(bands: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="band"):
+        replace(TINY, bands=tuple(map(float, bands)))
 
 
 def test_the_network_looks_no_further_than_its_receptive_field() -> None:
@@ -113,10 +155,14 @@ def test_fractional_timesteps_lie_between_their_neighbours() -> None:
     assert prior.sigma(torch.tensor([999.0])).isfinite().all()
 
 
-def test_a_model_file_loads_to_the_same_network(file: Path) -> None:
+@KINDS
+def test_a_model_file_loads_to_the_same_network(tmp_path: Path, config: LocalUNetConfig) -> None:
+    file = tmp_path / "tiny.safetensors"
+    model = Prior(tiny(config=config), NoiseSchedule(), 3)
+    write_model(file, model, {"data": "none"})
     loaded = load_model(str(file), CPU)
     x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 700.0])
-    expected = Prior(tiny(), NoiseSchedule(), 3)(x_t, t)
+    expected = model(x_t, t)
     torch.testing.assert_close(loaded.model(x_t, t), expected)
     assert loaded.sha256 == file_sha256(file)
     assert (loaded.model.channels, loaded.model.native_side, loaded.model.minimum_side) == (3, None, 8)

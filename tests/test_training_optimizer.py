@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
+from zipcli.models.local_unet import LocalUNet, LocalUNetConfig, build_local_unet
 from zipcli.training.optimizer import SMALLEST_MATRIX, Optimizer, as_matrix
 
 ORDERS = [torch.contiguous_format, torch.channels_last]
@@ -257,3 +257,19 @@ def test_the_network_of_the_prior_is_moved_by_both(order: torch.memory_format) -
     assert {name.split(".")[0] for name in optimizer.state()} == {"adamw", "muon"}
     assert all(p.isfinite().all() for p in net.parameters())
     assert not torch.equal(before["middle.0.conv2.weight"], net.get_parameter("middle.0.conv2.weight"))
+
+
+def test_networks_that_a_batch_does_not_use_stay_and_can_be_resumed() -> None:
+    torch.manual_seed(0)
+    config = LocalUNetConfig(widths=(16, 32), blocks=(1, 1), embedding=16, bands=(1.0,))
+    net = build_local_unet(config)
+    optimizer = Optimizer(net, 0.01)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for _ in range(2):
+        net(torch.randn(2, 3, 8, 8), torch.tensor([-1.0, -1.0])).sub(1).square().mean().backward()
+        optimizer.step(1.0)
+    moved = {name.split(".")[1] for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"0"}
+    other = Optimizer(build_local_unet(config), 0.01)
+    other.load(optimizer.state())
+    assert other.state().keys() == optimizer.state().keys()

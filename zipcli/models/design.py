@@ -14,7 +14,7 @@ from zipcli.errors import ConfigError, ModelError, shown
 from zipcli.models.catalog import Architecture
 from zipcli.models.foreign import check_pipeline, diffusers_config, diffusers_schedule
 from zipcli.models.layouts import Source, diffusers_sources, guided_sources
-from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
+from zipcli.models.local_unet import LocalUNetConfig, build_local_unet
 from zipcli.models.store import ModelFiles, read_json
 from zipcli.models.tensors import OpenFile, SafetensorsFile, open_safetensors
 from zipcli.models.unet import UNet
@@ -49,7 +49,9 @@ class Design:
     def build(self) -> nn.Module:
         """Build the network without weights, on the meta device."""
         with torch.device("meta"):
-            return UNet(self.network) if isinstance(self.network, UNetConfig) else LocalUNet(self.network)
+            if isinstance(self.network, UNetConfig):
+                return UNet(self.network)
+            return build_local_unet(self.network)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from zipcli.models.denoiser import Denoiser
 from zipcli.models.design import Design, open_model
 from zipcli.models.hub import Listener
 from zipcli.models.layouts import Source
-from zipcli.models.local_unet import LocalUNet
+from zipcli.models.local_unet import BandedUNet, LocalUNet
 from zipcli.models.prior import Prior, UNetPrior
 from zipcli.models.published import unpickled
 from zipcli.models.store import find_model
@@ -83,7 +83,7 @@ def load_model(
 def _serve(network: nn.Module, design: Design, dtype: torch.dtype) -> Prior | UNetPrior:
     if isinstance(network, UNet):
         return UNetPrior(network, design.schedule)
-    assert isinstance(network, LocalUNet)
+    assert isinstance(network, LocalUNet | BandedUNet)
     denoiser = Denoiser(network, design.sigma_data).eval()
     return Prior(denoiser, design.schedule, network.config.channels, dtype)
 

@@ -47,6 +47,9 @@ class Optimizer:
         Args:
             share: Of the highest learning rate, 0 to 1.
         """
+        for p in self.network.parameters():
+            if p.grad is None:  # the weights of a band of noise levels that this batch has none of
+                p.grad = torch.zeros_like(p)
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for matrix, p in zip(self._matrices, self._convolutions, strict=True):
             assert p.grad is not None
