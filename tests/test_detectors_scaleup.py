@@ -1,112 +1,152 @@
 """SCALE-UP: SPC of classifiers whose answer to every brightness is known."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from zipcli.detectors.scaleup import FACTORS, THRESHOLD, scaled_prediction_consistency
+from zipcli.config import ClassifierConfig, DetectConfig
+from zipcli.detectors.parts import Parts, Pixels
+from zipcli.detectors.scaleup import FACTORS, THRESHOLD, UsualConsistency, brighter, consistency, make
 from zipcli.errors import ConfigError
+from zipcli.protocols import Prediction
+
+CONFIG = ClassifierConfig(classifier="model.pt")
 
 
-def random_images(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+def random_images(count: int, side: int = 8, highest: int = 256, seed: int = 0) -> list[Pixels]:
+    rng = np.random.default_rng(seed)
+    return list(rng.integers(0, highest, (count, side, side, 3), dtype=np.uint8))
 
 
-def always_7(x: Tensor) -> Tensor:
-    return torch.full((len(x),), 7)
+def uniform(*levels: int) -> list[Pixels]:
+    return [np.full((4, 4, 3), level, np.uint8) for level in levels]
 
 
-def is_bright(x: Tensor) -> Tensor:
-    return (x.mean(dim=(1, 2, 3)) > 0.5).long()
+def always_7(images: Sequence[Pixels]) -> np.ndarray:
+    return np.full(len(images), 7)
 
 
-def uniform(*levels: float) -> Tensor:
-    return torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+def is_bright(images: Sequence[Pixels]) -> np.ndarray:
+    return np.array([int(image.mean() > 127.5) for image in images])
+
+
+class Labels:
+    """A classifier that gives labels only."""
+
+    classes = None
+
+    def __init__(self, predict) -> None:  # type: ignore[no-untyped-def]
+        self.predict = predict
+        self.asked = 0
+
+    def __call__(self, images: Sequence[Pixels], /) -> Prediction:
+        self.asked += len(images)
+        return Prediction(labels=np.asarray(self.predict(images), np.int64))
 
 
 def test_a_constant_classifier_gives_spc_1() -> None:
-    spc = scaled_prediction_consistency(random_images(4, 3, 8, 8), always_7)
-    assert spc.tolist() == [1, 1, 1, 1]
-    assert spc.dtype == torch.float32
+    assert consistency(random_images(4), always_7)[0].tolist() == [1, 1, 1, 1]
 
 
 def test_a_classifier_of_brightness_gives_dark_images_spc_below_1() -> None:
-    # 0.5 is passed at 5 times 0.11, 7 times 0.08, 9 times 0.06, 11 times 0.05, and never by 0.04.
-    spc = scaled_prediction_consistency(uniform(0.2, 0.11, 0.08, 0.06, 0.05, 0.04), is_bright)
+    # 127.5 is passed at 5 times 28, 7 times 20, 9 times 15, 11 times 12, and never by 11.
+    spc, labels = consistency(uniform(51, 28, 20, 15, 12, 11), is_bright)
     assert spc.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert labels.tolist() == [0] * 6
 
 
 def test_a_classifier_of_brightness_gives_bright_images_spc_1() -> None:
-    assert scaled_prediction_consistency(uniform(0.51, 1.0), is_bright).tolist() == [1, 1]
+    assert consistency(uniform(128, 255), is_bright)[0].tolist() == [1, 1]
 
 
-def test_a_label_that_never_returns_gives_spc_0() -> None:
-    spc = scaled_prediction_consistency(uniform(0.3), lambda x: (x.amax((1, 2, 3)) * 1000).long())
-    assert spc.tolist() == [0]
+def test_the_classifier_sees_the_images_and_then_each_clipped_multiple() -> None:
+    images = random_images(2)
+    seen: list[list[Pixels]] = []
 
+    def predict(shown: Sequence[Pixels]) -> np.ndarray:
+        seen.append(list(shown))
+        return always_7(shown)
 
-def test_the_classifier_sees_the_image_and_then_each_clipped_multiple() -> None:
-    x = random_images(2, 3, 4, 4)
-    seen: list[Tensor] = []
-
-    def predict(images: Tensor) -> Tensor:
-        seen.append(images.clone())
-        return always_7(images)
-
-    scaled_prediction_consistency(x, predict)
+    consistency(images, predict)
     assert len(seen) == 6
-    for images, factor in zip(seen, (1, 3, 5, 7, 9, 11), strict=True):
-        wanted = [min(1.0, factor * value) for value in x.flatten().tolist()]
-        assert images.flatten().tolist() == pytest.approx(wanted, abs=1e-6)
+    for shown, factor in zip(seen, (1, 3, 5, 7, 9, 11), strict=True):
+        for image, multiple in zip(images, shown, strict=True):
+            assert multiple.dtype == np.uint8
+            wanted = [min(255, factor * int(level)) for level in image.flatten()]
+            assert multiple.flatten().tolist() == wanted
 
 
-@pytest.mark.parametrize("factors", [FACTORS, (2,), tuple(range(1, 12)), (1.5, 0.5, 3)])
-def test_spc_equals_the_sum_of_the_paper_as_a_loop(factors: tuple[float, ...]) -> None:
-    x = random_images(20, 3, 4, 4) * 0.4
+@pytest.mark.parametrize("factors", [FACTORS, (2,), tuple(range(1, 12))])
+def test_spc_equals_the_sum_of_the_paper_as_a_loop(factors: tuple[int, ...]) -> None:
+    images = random_images(20, side=4, highest=100)
 
-    def predict(images: Tensor) -> Tensor:
-        return (images.sum(dim=(1, 2, 3)) / 6).long()  # eight classes by brightness
+    def predict(shown: Sequence[Pixels]) -> np.ndarray:
+        return np.array([int(image.mean() / 32) for image in shown])  # eight classes by brightness
 
-    found = scaled_prediction_consistency(x, predict, factors)
-    for n in range(20):
-        label = int(predict(x[n : n + 1]))
-        kept = sum(int(predict((factor * x[n : n + 1]).clip(0, 1))) == label for factor in factors)
-        assert found[n].item() == pytest.approx(kept / len(factors))
-
-
-def test_factor_1_always_agrees() -> None:
-    x = random_images(5, 3, 4, 4)
-    assert (
-        scaled_prediction_consistency(x, lambda x: (x.sum((1, 2, 3)) * 1e4).long(), (1, 9)).tolist()
-        == [0.5] * 5
-    )
+    found, labels = consistency(images, predict, factors)
+    for n, image in enumerate(images):
+        label = predict([image])[0]
+        kept = sum(int(predict([np.clip(image.astype(int) * f, 0, 255)])[0] == label) for f in factors)
+        assert found[n] == pytest.approx(kept / len(factors))
+        assert labels[n] == label
 
 
-def test_each_image_is_compared_with_its_own_label() -> None:
-    levels = (0.2, 0.04, 0.6, 0.08)
-    together = scaled_prediction_consistency(uniform(*levels), is_bright).tolist()
-    assert together == [scaled_prediction_consistency(uniform(level), is_bright).item() for level in levels]
-    assert len(set(together)) == 3
+def test_no_factors_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="factors: at least one"):
+        consistency(uniform(3), always_7, ())
 
 
-def test_no_spc_of_the_five_factors_lies_on_the_threshold() -> None:
-    assert [kept / len(FACTORS) > THRESHOLD for kept in range(6)] == [False] * 3 + [True] * 3
-    assert all(kept / len(FACTORS) != THRESHOLD for kept in range(6))
+def test_no_multiple_wraps_around() -> None:
+    assert brighter(np.array([[[0, 24, 255]]], np.uint8), 11).tolist() == [[[0, 255, 255]]]
 
 
-def test_no_factors_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least one"):
-        scaled_prediction_consistency(random_images(1, 3, 4, 4), always_7, ())
+def test_without_clean_images_the_score_is_spc_and_labels_are_enough() -> None:
+    classifier = Labels(is_bright)
+    detector = make(DetectConfig(detector="scaleup", classifier=CONFIG), Parts(classifier=classifier))
+    images = uniform(51, 11, 255)
+    assert [found.score for found in detector(images)] == [0, 1, 1]
+    assert detector.threshold == THRESHOLD
+    assert classifier.asked == 6 * len(images)
 
 
-@pytest.mark.parametrize("outside", [-0.1, 1.1])
-def test_images_outside_0_to_1_are_a_bug(outside: float) -> None:
-    x = random_images(2, 3, 4, 4)
-    x[1, 0, 0, 0] = outside
-    with pytest.raises(AssertionError, match=r"\[0, 1\]"):
-        scaled_prediction_consistency(x, always_7)
+def test_spc_is_compared_with_that_of_the_predicted_class() -> None:
+    spc = np.array([0, 0.2, 0.4, 0.2, 0.2, 0.8, 1, 0.6, 0.8, 0.8])
+    usual = UsualConsistency(spc, [0] * 5 + [1] * 5)
+    stds = [np.std(part, ddof=1) for part in (spc[:5], spc[5:])]
+    found = usual.deviations(np.array([0.8, 0.8]), np.array([0, 1]))
+    assert found.tolist() == pytest.approx([(0.8 - 0.2) / stds[0], 0])
 
 
-def test_probabilities_instead_of_labels_are_a_bug() -> None:
-    with pytest.raises(AssertionError, match="labels wanted"):
-        scaled_prediction_consistency(random_images(2, 3, 4, 4), lambda x: torch.zeros(len(x), 10))
+def test_a_class_of_few_or_of_equal_images_is_compared_with_all_of_them() -> None:
+    spc = np.array([0, 0.2, 0.4, 0.6, 0.4, 0.4, 0.4, 0.4, 0.4])
+    classes = [0, 0, 0, 0, 1, 1, 1, 1, 1]  # four of class 0, and five of class 1 without any spread
+    wanted = (1 - spc.mean()) / spc.std(ddof=1)
+    found = UsualConsistency(spc, classes).deviations(np.ones(3), np.array([0, 1, 5]))
+    assert found.tolist() == pytest.approx([wanted] * 3)
+    unknown = UsualConsistency(spc, [None] * 9).deviations(np.ones(1), np.array([0]))
+    assert unknown.tolist() == pytest.approx([wanted])
+
+
+def test_clean_images_of_equal_spc_divide_nothing_by_zero() -> None:
+    found = UsualConsistency(np.full(9, 0.4), [0] * 9).deviations(np.array([0.4, 0.6]), np.array([0, 0]))
+    assert np.isfinite(found).all()
+    assert found[0] == 0
+    assert found[1] > 1000
+
+
+def test_with_clean_images_a_false_positive_rate_decides_the_threshold() -> None:
+    levels = np.random.default_rng(0).integers(5, 60, 100)
+    clean = [(image, 0) for image in uniform(*levels.tolist())]
+    config = DetectConfig(detector="scaleup", classifier=CONFIG, fpr=0.3, clean=__file__)  # type: ignore[arg-type]
+    detector = make(config, Parts(classifier=Labels(is_bright), clean=clean))
+    scores = np.array([found.score for found in detector([image for image, _ in clean])])
+    assert 0 < (scores >= detector.threshold).mean() <= 0.3
+    assert scores.std(ddof=1) == pytest.approx(1)
+
+
+def test_too_few_clean_images_are_an_error() -> None:
+    clean = [(image, 0) for image in uniform(*range(19))]
+    config = DetectConfig(detector="scaleup", classifier=CONFIG)
+    with pytest.raises(ConfigError, match="clean: 19 usable images; at least 20"):
+        make(config, Parts(classifier=Labels(is_bright), clean=clean))

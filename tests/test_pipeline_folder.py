@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from zipcli.config import FolderConfig, NoiseSchedule, purify_config
-from zipcli.detectors.none import NoDetector
+from zipcli.config import DetectConfig, FolderConfig, NoiseSchedule, purify_config
+from zipcli.detectors import DETECTORS
+from zipcli.detectors.parts import Parts
 from zipcli.errors import ExitCode, InputError, MemoryExhaustedError, Reason, StoppedError
 from zipcli.pipeline.folder import FolderRun
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Plan
 from zipcli.pipeline.purifier import Purifier
-from zipcli.protocols import Detector, EpsModel
+from zipcli.protocols import Detector, EpsModel, Suspicion
 
 LEDGER = ".zipcli/ledger-00001-of-00001.jsonl"
 
@@ -36,6 +37,10 @@ class Calm:
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
         return torch.where(self.breaks(x_t)[:, None, None, None], torch.nan, torch.tanh(x_t))
+
+
+def no_detector() -> Detector:
+    return DETECTORS["none"](DetectConfig(detector="none"), Parts())
 
 
 def save(folder: Path, name: str, level: int = 100, side: int = 8) -> None:
@@ -69,7 +74,7 @@ def run(
         report(outcome)
 
     with ledger.open():
-        joined = FolderRun(Plan(base=base, config=config), purifier, detector or NoDetector(), ledger)
+        joined = FolderRun(Plan(base=base, config=config), purifier, detector or no_detector(), ledger)
         return joined.run(note, check_stop), outcomes
 
 
@@ -144,8 +149,9 @@ class ClearsDark:
 
     threshold = 0.5
 
-    def __call__(self, x: Tensor, /) -> Tensor:
-        return (x.mean(dim=(1, 2, 3)) > 0).float()
+    def __call__(self, images: Sequence[np.ndarray], /) -> list[Suspicion]:
+        assert all(image.ndim == 3 for image in images)
+        return [Suspicion(score=float(image.mean() > 127.5)) for image in images]
 
 
 def test_what_the_detector_clears_passes_unchanged_and_is_never_called_done(tmp_path: Path) -> None:
@@ -159,8 +165,9 @@ def test_what_the_detector_clears_passes_unchanged_and_is_never_called_done(tmp_
     bright = [np.asarray(PIL.Image.open(tmp_path / side / "bright.png")) for side in ("in", "out")]
     assert not np.array_equal(*bright)
     lines = (tmp_path / "out" / LEDGER).read_text().splitlines()
-    states = {json.loads(line)["path"]: json.loads(line)["state"] for line in lines}
-    assert states == {"dark.png": "passed", "bright.png": "done"}
+    last = {line["path"]: line for line in map(json.loads, lines)}
+    found = {path: (line["state"], line["score"], line["threshold"]) for path, line in last.items()}
+    assert found == {"dark.png": ("passed", 0, 0.5), "bright.png": ("done", 1, 0.5)}
 
 
 def test_a_stop_leaves_complete_files_and_the_next_run_does_the_rest(tmp_path: Path) -> None:
@@ -220,7 +227,7 @@ def test_what_needs_no_network_is_reported_as_it_comes(tmp_path: Path) -> None:
             yield Outcome(path=str(n), state="skipped")
 
     ledger = Ledger(tmp_path / "out")
-    joined = FolderRun(Plan(base=tmp_path / "in", config=config), purifier, NoDetector(), ledger)
+    joined = FolderRun(Plan(base=tmp_path / "in", config=config), purifier, no_detector(), ledger)
     assert next(joined.purify(joined.screen(found()))).path == "0"
     assert len(pulled) == 1
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -383,6 +384,179 @@ class FolderConfig:
         return keep | ({"quality": self.quality} if self.format in ("same", "jpg") else {})
 
 
+CLASSIFIER_PREFIXES = {"http://": "http", "https://": "http", "cmd:": "cmd", "cmd-paths:": "cmd-paths"}
+"""How the word of --classifier begins, and the kind that it means; anything else is a model file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """What the user says of a classifier that is seen from outside; None is what nobody said.
+
+    Attributes:
+        classifier: A model file, http://..., https://..., cmd:PROGRAM ... or cmd-paths:PROGRAM ...
+        input_size: Side in pixels that images are resized to (squashed to a square) before they are
+            shown; None shows them as they are, or as a model file says.
+        mean: Subtracted from the channels of a model file's input, which lie in [0, 1].
+        std: What they are divided by then.
+        classes: Names in the order of the class indices.
+        batch_size: Images shown together.
+        timeout: Seconds in which a service or program must have answered a batch; None for 60.
+        retries: How often a service that fails is asked again.
+        device: Where a model file runs, as torch names it: cpu, cuda, cuda:N or mps.
+    """
+
+    classifier: str
+    input_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    batch_size: int = 32
+    timeout: float | None = None
+    retries: int = 3
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_types(self)
+        check(
+            bool(self.classifier.strip()) and "\0" not in self.classifier,
+            "classifier: name a model file, http://..., cmd:PROGRAM or cmd-paths:PROGRAM",
+        )
+        check(
+            self.input_size is None or 1 <= self.input_size <= 65_500,
+            f"input size: {self.input_size} is not between 1 and 65,500 pixels",
+        )
+        self._check_numbers()
+        self._check_classes()
+        check(1 <= self.batch_size <= 65_536, f"batch size: {self.batch_size} is not between 1 and 65,536")
+        check(
+            self.timeout is None or 0 < self.timeout <= 86_400,
+            f"timeout: {self.timeout} is not above 0 and at most 86,400 seconds",
+        )
+        check(0 <= self.retries <= 100, f"retries: {self.retries} is not between 0 and 100")
+
+    def _check_numbers(self) -> None:
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if numbers is not None:
+                check(len(numbers) == 3, f"{name}: {len(numbers)} numbers; give red, green and blue")
+                check(
+                    self.kind == "file",
+                    f"{name}: it belongs to a model file; a service or program is shown plain pixels",
+                )
+        check(self.std is None or min(self.std) > 0, "std: every number must be above 0")
+        check(self.timeout is None or self.kind != "file", "timeout: a model file has none; leave it out")
+
+    def _check_classes(self) -> None:
+        if self.classes is None:
+            return
+        check(len(self.classes) >= 2, "classes: at least two names are needed")
+        check(all(name.strip() for name in self.classes), "classes: a name is empty")
+        seen: set[str] = set()
+        for name in self.classes:
+            check(name not in seen, f"classes: {shown(name)} is there twice")
+            seen.add(name)
+
+    @property
+    def kind(self) -> str:
+        """What the word means: http, cmd, cmd-paths or file."""
+        for prefix, kind in CLASSIFIER_PREFIXES.items():
+            if self.classifier.lower().startswith(prefix):
+                return kind
+        return "file"
+
+
+DETECTOR_SETTINGS: Mapping[str, frozenset[str]] = {
+    "none": frozenset(),
+    "scaleup": frozenset({"classifier", "clean", "threshold", "fpr"}),
+    "strip": frozenset({"classifier", "clean", "threshold", "fpr", "superimposed", "seed"}),
+    "frequency": frozenset({"clean", "threshold", "fpr"}),
+    "residual": frozenset({"clean", "threshold", "fpr", "device"}),
+}
+"""What each detector reads. An option that it does not use is refused."""
+
+DETECTOR_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "scaleup": ("classifier",),
+    "strip": ("classifier", "clean"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """Settings of a detector.
+
+    Attributes:
+        detector: Name of the detector.
+        classifier: The black box that scaleup and strip ask.
+        clean: Folder of images that nobody tampered with, one folder for each class where the detector
+            looks at classes; the threshold is found on them.
+        threshold: Score from which an image is suspicious; None to find or know it.
+        fpr: Share of clean images that may be called suspicious; None for that of the detector.
+        superimposed: How many clean images strip lays over an image.
+        seed: Of strip's choice of them.
+        device: Where the prior of residual runs.
+    """
+
+    detector: str = "residual"
+    classifier: ClassifierConfig | None = None
+    clean: Path | None = None
+    threshold: float | None = None
+    fpr: float | None = None
+    superimposed: int = 100
+    seed: int = 1234
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_choice("detector", self.detector, DETECTOR_SETTINGS)
+        for name in DETECTOR_NEEDS.get(self.detector, ()):
+            what = "WHAT" if name == "classifier" else "DIR"
+            check(
+                getattr(self, name) is not None,
+                f"{name}: detector {self.detector} needs it; give --{name} {what}",
+            )
+        check(self.threshold is None or self.fpr is None, "threshold, fpr: give one of the two")
+        check(
+            self.threshold is None or math.isfinite(self.threshold),
+            f"threshold: {self.threshold} is not a finite number",
+        )
+        check(self.fpr is None or 0 < self.fpr < 1, f"fpr: {self.fpr} is not between 0 and 1")
+        check(
+            self.fpr is None or self.clean is not None or self.detector != "scaleup",
+            "fpr: detector scaleup finds such a threshold on clean images only; give --clean DIR",
+        )
+        check(1 <= self.superimposed <= 10_000, f"superimposed: {self.superimposed} is not from 1 to 10,000")
+        check(0 <= self.seed < 2**63, f"seed: {self.seed} is not between 0 and 2^63 - 1")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the scores and the threshold and needs no look at a file, ready for JSON."""
+        used = DETECTOR_SETTINGS[self.detector] - {"device", "clean", "classifier"}
+        settings = {name: getattr(self, name) for name in sorted(used)}
+        if self.classifier is not None:
+            shown_as = asdict(self.classifier)
+            for name in ("batch_size", "timeout", "retries", "device"):
+                del shown_as[name]
+            settings["classifier"] = {name: value for name, value in shown_as.items() if value is not None}
+        return settings
+
+
+def detect_config(detector: str, **given: Any) -> DetectConfig:
+    """Build the settings from the given ones only, refusing what would be ignored.
+
+    Args:
+        detector: Name of the detector.
+        **given: Fields of `DetectConfig` that the user named.
+
+    Raises:
+        ConfigError: The detector is unknown, lacks something or does not use a setting, or a value is
+            wrong.
+    """
+    check_choice("detector", detector, DETECTOR_SETTINGS)
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given.keys() - DETECTOR_SETTINGS[detector]:
+        raise ConfigError(f"{name}: detector {detector} does not use it; leave it out")
+    return DetectConfig(detector=detector, **given)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of `zipcli train`.
@@ -436,3 +610,232 @@ class TrainConfig:
     def loop(self, lr: float, *, muon: bool) -> LoopConfig:
         """Settings of the loop, with what is chosen by the network."""
         return LoopConfig(steps=self.steps, minutes=self.minutes, lr=lr, muon=muon, seed=self.seed)
+
+
+SPLITS = ("test", "train")
+LAYOUTS = ("plain", "zip", "target", "backdoorbench")
+CHOICES = ("python", "numpy", "portable")
+PATTERNS = ("normal", "white", "chessboard", "resized")
+PHYSICAL_TESTS = ("none", "flip", "jitter", "affine", "all")
+CLEAN_LABEL = frozenset({"sig", "lc"})
+"""Attacks that alter images of the target class only and keep their label."""
+
+_PATCH = frozenset({"pattern", "patch_size", "margin"})
+ATTACK_SETTINGS: Mapping[str, frozenset[str]] = {
+    "badnets": _PATCH,
+    "blended": frozenset({"alpha", "picture"}),
+    "physical": _PATCH | {"physical_test", "test_images"},
+    "wanet": frozenset({"grid_k", "grid_s", "cover"}),
+    "sig": frozenset({"delta", "freq"}),
+    "bpp": frozenset({"levels", "dither", "cover"}),
+    "lc": frozenset({"alpha", "eps"}),
+    "refool": frozenset({"alpha", "reflections"}),
+    "cba": frozenset({"sources", "cover"}),
+    "lf": frozenset({"delta"}),
+    "trojannn": frozenset({"picture"}),
+    "inputaware": frozenset({"cover"}),
+    "issba": frozenset({"bits"}),
+    "dfst": frozenset({"alpha", "picture"}),
+}
+"""What each attack reads besides target, rate, seed and size. An option that it does not use is refused."""
+
+_ZIP: Mapping[str, Any] = {"target": "1", "rate": 0.05, "seed": 1234, "choice": "python"}
+_BOX: Mapping[str, Any] = {"target": "1", "rate": 0.05, "seed": 666, "choice": "python"}
+_BENCH: Mapping[str, Any] = {"target": "0", "rate": 0.1, "seed": 0, "choice": "numpy"}
+_BENCH_ATTACKS: Mapping[str, Mapping[str, Any]] = {
+    "badnets": {**_BENCH, "pattern": "resized", "margin": 0},
+    "blended": {**_BENCH, "alpha": 0.2},
+    "wanet": {**_BENCH, "grid_k": 4, "grid_s": 0.5, "cover": 0.2},
+    "sig": {**_BENCH, "delta": 40.0, "freq": 6.0},
+    "bpp": {**_BENCH, "levels": 8, "dither": False, "cover": 0.1},
+    "lc": {**_BENCH, "alpha": 1.0, "eps": 8},
+    "refool": {**_BENCH, "alpha": 0.4},
+    "cba": {**_BENCH, "target": "2", "sources": ("0", "1"), "cover": 0.5},
+    "lf": {**_BENCH, "delta": 51.0},
+    "trojannn": _BENCH,
+    "inputaware": {**_BENCH, "cover": 0.1},
+    "issba": {**_BENCH, "bits": 20},
+}
+PROFILES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "zip-code": {
+        "badnets": {**_ZIP, "pattern": "normal", "margin": 3},
+        "blended": {**_ZIP, "alpha": 0.2},
+        "physical": {**_ZIP, "pattern": "normal", "margin": 3, "physical_test": "none"},
+        # No smooth warp: the released program draws a displacement for each pixel.
+        "wanet": {**_ZIP, "target": "0", "rate": 0.1, "grid_k": None, "grid_s": 0.5, "cover": 0.0},
+    },
+    "zip-paper": {
+        "badnets": {**_ZIP, "pattern": "normal", "patch_size": 2, "margin": 3},
+        "blended": {**_ZIP, "alpha": 0.2},
+        "physical": {**_ZIP, "pattern": "normal", "patch_size": 2, "margin": 3, "physical_test": "all"},
+    },
+    "backdoorbench": _BENCH_ATTACKS,
+    "backdoorbox": {
+        "badnets": {**_BOX, "pattern": "white", "patch_size": 3, "margin": 0},
+        "physical": {**_BOX, "pattern": "white", "patch_size": 3, "margin": 0, "physical_test": "none"},
+        "wanet": {
+            **_BOX, "target": "0", "rate": 0.1, "seed": 555, "grid_k": 4, "grid_s": 0.5, "cover": 0.2
+        },
+        "lc": {**_BOX, "target": "2", "rate": 0.25, "alpha": 1.0, "eps": 8},
+        "refool": {**_BOX, "alpha": 0.4},
+    },
+    "sampdetox": {
+        **_BENCH_ATTACKS,
+        "badnets": {**_BENCH, "pattern": "chessboard", "patch_size": 3, "margin": 0},
+        "dfst": {**_BENCH, "rate": 0.05, "alpha": 0.6},
+    },
+}  # fmt: skip
+"""Published settings: every default of an attack at once."""
+
+NATURAL_PROFILES: Mapping[str, str] = {
+    "badnets": "zip-code", "blended": "zip-code", "physical": "zip-code", "dfst": "sampdetox"
+}  # fmt: skip
+"""Where nobody names a profile: ZIP's for what its paper measures, backdoorbench for what that knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """Settings of `zipcli attack`; those that the attack does not use are None.
+
+    Attributes:
+        attack: Name of the attack.
+        profile: Published group of settings that gave every value the user did not.
+        split: test poisons every image; train a share of them, and adds cover samples.
+        target: Class that the attacker wants, a name or an index.
+        rate: Share of the images that is poisoned: of all of them, or of the target class for
+            backdoorbox lc.
+        size: Side in pixels that images are resized to first, squared; None keeps theirs.
+        seed: Of the trigger and of the choice of images.
+        choice: How images are chosen: python and numpy as published, or portable, which does not
+            depend on the other files.
+        pattern: Of a patch: normal (seeded noise), white, chessboard, or resized (a white 3x3 corner
+            of a 32-pixel picture, enlarged).
+        patch_size: Side of the patch in pixels; None to choose by the image.
+        margin: Pixels between the patch and the bottom and right edges.
+        alpha: Weight of the trigger (blended, lc, dfst), or of the image (refool), 0 to 1.
+        picture: Picture that is blended in, mask of trojannn or style of dfst; None for seeded noise, a
+            square or a sunset.
+        physical_test: Random transforms of the poisoned test images.
+        test_images: How many the test split has: the program of ZIP shuffles them between two shuffles of
+            the training images, so its choice depends on their number.
+        grid_k: Control points of the warp a side; None for one at each pixel.
+        grid_s: Strength of the warp.
+        cover: Share of cover samples, whose labels are right, in a training split.
+        delta: Amplitude in levels of 255.
+        freq: Cycles across the image.
+        levels: Levels that bpp leaves of 256.
+        dither: Whether bpp dithers.
+        eps: Largest change of a training image by lc, in levels of 255.
+        reflections: Folder of photographs to reflect.
+        sources: The two classes that cba joins.
+        bits: Length of the secret of issba.
+    """
+
+    attack: str
+    profile: str
+    target: str
+    rate: float
+    seed: int
+    choice: str
+    split: str = "test"
+    size: int | None = None
+    pattern: str | None = None
+    patch_size: int | None = None
+    margin: int | None = None
+    alpha: float | None = None
+    picture: str | None = None
+    physical_test: str | None = None
+    test_images: int | None = None
+    grid_k: int | None = None
+    grid_s: float | None = None
+    cover: float | None = None
+    delta: float | None = None
+    freq: float | None = None
+    levels: int | None = None
+    dither: bool | None = None
+    eps: int | None = None
+    reflections: str | None = None
+    sources: tuple[str, str] | None = None
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_choice("attack", self.attack, ATTACK_SETTINGS)
+        check_choice("split", self.split, SPLITS)
+        check_choice("choice", self.choice, CHOICES)
+        check(0 <= self.rate <= 1, f"rate: {self.rate} is not between 0 and 1")
+        check(self.cover is None or 0 <= self.cover <= 1, f"cover: {self.cover} is not between 0 and 1")
+        check(0 <= self.seed < 2**32, f"seed: {self.seed} is not between 0 and 2^32 - 1")
+        check(self.size is None or 4 <= self.size <= 4096, f"size: {self.size} is not from 4 to 4096")
+        check(self.alpha is None or 0 <= self.alpha <= 1, f"alpha: {self.alpha} is not between 0 and 1")
+        if self.pattern is not None:
+            check_choice("pattern", self.pattern, PATTERNS)
+        if self.physical_test is not None:
+            check_choice("physical test", self.physical_test, PHYSICAL_TESTS)
+        for name, lowest, highest in (
+            ("patch_size", 1, 4096), ("margin", 0, 4096), ("grid_k", 2, 4096), ("grid_s", 0, 100),
+            ("delta", 0, 255), ("freq", 0, 4096), ("levels", 2, 256), ("eps", 0, 255), ("bits", 1, 256),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            check(
+                value is None or lowest <= value <= highest,
+                f"{name.replace('_', ' ')}: {value} is not from {lowest} to {highest}",
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the trigger and the choice of images, ready for JSON."""
+        used = ATTACK_SETTINGS[self.attack]
+        common = {"attack", "profile", "target", "rate", "seed", "choice", "split", "size"}
+        return {name: value for name, value in asdict(self).items() if name in used | common}
+
+
+def attack_config(attack: str, profile: str | None = None, **given: Any) -> AttackConfig:
+    """Build the settings of an attack from its profile and the given ones, refusing what it ignores.
+
+    Args:
+        attack: Name of the attack.
+        profile: Name of a profile; None for the natural one.
+        **given: Fields of `AttackConfig` that the user named.
+
+    Raises:
+        ConfigError: A name is unknown, the profile does not know the attack, the attack does not use
+            a setting, or a value is wrong.
+    """
+    check_choice("attack", attack, ATTACK_SETTINGS)
+    profile = profile or NATURAL_PROFILES.get(attack, "backdoorbench")
+    check_choice("profile", profile, PROFILES)
+    known = [name for name, attacks in PROFILES.items() if attack in attacks]
+    check(
+        profile in known, f"profile {profile}: it does not know the attack {attack}; use {' or '.join(known)}"
+    )
+    given = {name: value for name, value in given.items() if value is not None}
+    of_all = {"target", "rate", "seed", "choice", "split", "size"}
+    for name in given.keys() - of_all - ATTACK_SETTINGS[attack]:
+        raise ConfigError(f"{name.replace('_', ' ')}: attack {attack} does not use it; leave it out")
+    if given.get("split", "test") == "test" and "cover" in given:
+        raise ConfigError("cover: a test split has no cover samples; leave it out, or use --split train")
+    settings = {**PROFILES[profile][attack], **given}
+    if settings.get("split", "test") == "test" and "rate" not in given:
+        settings["rate"] = 1.0  # of a test set every image is poisoned; who counts is decided later
+    return AttackConfig(attack=attack, profile=profile, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Settings of `zipcli report`.
+
+    Attributes:
+        input: Folder of the images that were purified; None for the one that the run recorded.
+        evaluation: Files that `zipcli evaluate` wrote.
+        limit: Most images on the page, not counting failures.
+        title: Heading of the page; None for the name of the folder.
+    """
+
+    input: Path | None = None
+    evaluation: tuple[Path, ...] = ()
+    limit: int = 5000
+    title: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check(self.limit >= 1, f"limit: {self.limit} is not at least 1")

@@ -84,6 +84,12 @@ class ModelError(ZipcliError):
     exit_code = ExitCode.MODEL
 
 
+class ClassifierError(ZipcliError):
+    """The classifier is missing, crashed, did not answer in time or answered nonsense."""
+
+    exit_code = ExitCode.MODEL
+
+
 class OutputError(ZipcliError):
     """The output folder cannot be written; the run stops and can be resumed."""
 

@@ -1,12 +1,17 @@
 """What the rooms agree on: the shape of a model, an operator, a method and a detector.
 
 Arguments are positional-only, so any function of the right shape fits. Images are float32
-(N, C, H, W) in [-1, 1] everywhere.
+(N, C, H, W) in [-1, 1] in all that computes with a prior; classifiers and detectors, to which pictures
+of any sizes come, take uint8 (H, W, 3).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from zipcli.config import MethodConfig, NoiseSchedule
@@ -89,6 +94,20 @@ class Method(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Suspicion:
+    """What a detector says of one image.
+
+    Attributes:
+        score: Higher is more suspicious; what it counts is the detector's own.
+        map: How suspicious each pixel is, float32 (H, W); None from a detector that sees the image as
+            a whole.
+    """
+
+    score: float
+    map: "NDArray[np.float32] | None" = None
+
+
 class Detector(Protocol):
     """Scores how suspicious images are; what scores below `threshold` passes unpurified."""
 
@@ -97,6 +116,44 @@ class Detector(Protocol):
         """Scores below it pass unpurified."""
         ...
 
-    def __call__(self, x: "Tensor", /) -> "Tensor":
-        """Score (N, C, H, W) in [-1, 1] as (N,); higher is more suspicious."""
+    def __call__(self, images: "Sequence[NDArray[np.uint8]]", /) -> list[Suspicion]:
+        """Score images, each uint8 (H, W, 3) sRGB; they may differ in size.
+
+        No image depends on the others.
+
+        Raises:
+            ClassifierError: The classifier that the detector asks failed.
+            NonFiniteError: Some images have no score; it names them.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a classifier says of N images.
+
+    Attributes:
+        labels: Class indices, int64, (N,), from 0.
+        probabilities: float32, (N, K), each row adding up to 1; None from a classifier that gives
+            labels only, which is enough for everything but STRIP.
+    """
+
+    labels: "NDArray[np.int64]"
+    probabilities: "NDArray[np.float32] | None" = None
+
+
+class Classifier(Protocol):
+    """A black box seen from outside: images in, labels out."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of their indices; None where nobody told them."""
+        ...
+
+    def __call__(self, images: "Sequence[NDArray[np.uint8]]", /) -> Prediction:
+        """Classify images, each uint8 (H, W, 3) sRGB; they may differ in size.
+
+        Raises:
+            ClassifierError: The classifier crashed, did not answer in time or answered nonsense.
+        """
         ...

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -62,6 +63,9 @@ def test_the_readme_shows_commands() -> None:
     assert README.count("<!-- command: try -->") == README.count("<!-- command: test -->") == 1
 
 
+LOOP = [line for line in USES if "poisoned" in line or " detect " in line or " report " in line]
+"""These go on from each other."""
+
 NEEDS_THE_HUB = ("openai-256", "google/", "models pull")
 
 
@@ -73,7 +77,10 @@ def test_every_command_for_the_hub_says_without_it_what_is_missing(line: str, ph
     assert "zipcli models pull" in done.stderr or "bedroom.pt" in done.stderr
 
 
-@pytest.mark.parametrize("line", [line for line in USES if not any(name in line for name in NEEDS_THE_HUB)])
+ALONE = [line for line in USES if line not in LOOP and not any(name in line for name in NEEDS_THE_HUB)]
+
+
+@pytest.mark.parametrize("line", ALONE)
 def test_every_command_of_the_readme_works(line: str, photos: Path) -> None:
     done = run(["sh", "-c", line.split("  #")[0]], photos)
     assert done.returncode == 0, done.stderr
@@ -91,6 +98,23 @@ def test_every_command_of_the_readme_works(line: str, photos: Path) -> None:
             "a.png",
             "sub/b.png",
         }
+
+
+def test_the_loop_of_the_readme_works(photos: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (photos / "test" / name).mkdir(parents=True)
+        for k in range(3):
+            levels = np.random.default_rng(10 * number + k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            PIL.Image.fromarray(levels).save(photos / "test" / name / f"{k}.png")
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2)).eval()
+    torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 32, 32)), photos / "model.pt")
+    (photos / "model.pt.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
+    assert [line.split()[1] for line in LOOP] == ["attack", "purify", "evaluate", "detect", "report"]
+    for line in LOOP:
+        done = run(["sh", "-c", line.split("  #")[0]], photos)
+        assert done.returncode == 0, (line, done.stderr)
+    assert json.loads((photos / "result.json").read_text())["after"]["ca"]["total"] == 6
+    assert "badnets" in (photos / "report.html").read_text()
 
 
 def test_the_environment_sets_options_by_their_names(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

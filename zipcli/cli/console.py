@@ -58,9 +58,10 @@ def emit(kind: str, **values: Any) -> None:
 class Progress(AbstractContextManager["Progress"]):
     """Progress of a folder run."""
 
-    def __init__(self, total: int, *, verbosity: int, as_json: bool) -> None:
+    def __init__(self, total: int, *, verbosity: int, as_json: bool, word: str = "purifying") -> None:
         """Prepare; `verbosity` is -1 for quiet, 0, or 1 and more for a line per image."""
         self.total = total
+        self.word = word
         self.verbosity = verbosity
         self.as_json = as_json
         self.summary = Summary()
@@ -72,7 +73,7 @@ class Progress(AbstractContextManager["Progress"]):
     def __enter__(self) -> "Progress":
         """Show the bar where somebody can see it."""
         if self.verbosity >= 0 and sys.stderr is not None and sys.stderr.isatty():
-            self._bar = _live_bar(self.total)
+            self._bar = _live_bar(self.total, self.word)
             self._bar.start()
         return self
 
@@ -134,7 +135,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._last = (now, done)
         left = (now - self.began) / done * max(0, self.total - done)
         share = f"{done}/{self.total} ({done / max(1, self.total):.0%})"
-        say(f"purified {share} failed {self.summary.counts['failed']} eta {clock(left)}")
+        say(f"{self.word} {share} failed {self.summary.counts['failed']} eta {clock(left)}")
 
 
 def describe(outcome: Outcome) -> str:
@@ -155,17 +156,17 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def _live_bar(total: int) -> Any:
+def _live_bar(total: int, word: str) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn("purifying"),
+        TextColumn(word),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("failed {task.fields[failed]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    bar.add_task("purifying", total=total, failed=0)
+    bar.add_task(word, total=total, failed=0)
     return bar

@@ -18,6 +18,10 @@ from zipcli.registry import unknown_name
 
 COMMANDS = {
     "purify": "zipcli.cli.purify:purify",
+    "attack": "zipcli.cli.attack:attack",
+    "evaluate": "zipcli.cli.evaluate:evaluate",
+    "detect": "zipcli.cli.detect:detect",
+    "report": "zipcli.cli.report:report",
     "train": "zipcli.cli.train:train",
     "models": "zipcli.cli.models:models",
 }

@@ -12,10 +12,12 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from zipcli.cli.console import Progress, closed_streams, emit, say
+from zipcli.cli.detector_options import advice, detector_config, detector_options
 from zipcli.cli.downloads import model_listener
 from zipcli.cli.options import Name, given
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
+    DETECTOR_SETTINGS,
     DTYPES,
     FITS,
     FORMATS,
@@ -23,14 +25,15 @@ from zipcli.config import (
     METADATA,
     METHOD_SETTINGS,
     VARIANTS,
+    DetectConfig,
     FolderConfig,
     PurifyConfig,
     purify_config,
 )
-from zipcli.detectors import DETECTORS
 from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
 
 if TYPE_CHECKING:
+    from zipcli.pipeline.folder import FolderRun
     from zipcli.pipeline.ledger import Ledger
     from zipcli.pipeline.outcome import Outcome
     from zipcli.pipeline.plan import Entry, Plan
@@ -202,12 +205,9 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     show_default=True,
     help="safe keeps resolution, date and camera; thumbnails and comments never survive.",
 )
-@click.option(
-    "--detector",
-    type=Name("detector", DETECTORS),
+@detector_options(
     default=FolderConfig.detector,
-    show_default=True,
-    help="Purify only what a detector suspects; none purifies everything.",
+    help="Purify only what a detector suspects, and let the rest pass; none purifies everything.",
 )
 @click.option(
     "--include",
@@ -263,6 +263,7 @@ def purify(
         raise click.UsageError("--base needs --files-from; give IN instead")
     config = purify_config(**given(ctx, PIXEL_OPTIONS))
     folder_config = _folder_config(given(ctx, FOLDER_OPTIONS))
+    detect = _detect_config(ctx, config, folder_config.detector)
     stop = StopSignals()
     if [str(folder) for folder in folders] == ["-", "-"]:
         unused = ("files_from", "dry_run", "as_json", "include", "exclude", "overwrite", "jobs", "detector")
@@ -276,7 +277,14 @@ def purify(
     plan = _plan(source, out, folder_config, files_from, stop, null=null)
     total = _check_plan(plan, stop)
     verbosity = -1 if quiet else verbose
-    return _purify_folder(config, plan, out, total, stop, verbosity, as_json=as_json, dry_run=dry_run)
+    return _purify_folder(config, detect, plan, out, total, stop, verbosity, as_json=as_json, dry_run=dry_run)
+
+
+def _detect_config(ctx: click.Context, config: PurifyConfig, detector: str) -> DetectConfig:
+    """Settings of the detector; its seed and device are those of the purification."""
+    used = DETECTOR_SETTINGS[detector] & {"seed", "device"}
+    shared = {name: getattr(config, name) for name in used}
+    return detector_config(ctx, detector, **shared)
 
 
 def _folder_config(options: dict[str, Any]) -> FolderConfig:
@@ -365,6 +373,7 @@ def _check_plan(plan: "Plan", stop: StopSignals) -> int:
 
 def _purify_folder(
     config: PurifyConfig,
+    detect: DetectConfig,
     plan: "Plan",
     out: Path,
     total: int,
@@ -376,28 +385,41 @@ def _purify_folder(
 ) -> int:
     from zipcli.pipeline.ledger import Ledger
 
-    ledger = Ledger(out)
+    ledger = Ledger(out, plan.base)
     _refuse_foreign(plan, ledger, stop)
 
+    from zipcli.pipeline.detection import open_detector
     from zipcli.pipeline.folder import FolderRun
     from zipcli.pipeline.purifier import Purifier
 
-    detector = DETECTORS[plan.config.detector]()
     purifier = Purifier.from_config(config, model_listener(stop, quiet=verbosity < 0))
-    settings = {**purifier.fingerprint_parts, **plan.config.file_settings()}
-    ledger.use_settings(settings, overwrite=plan.config.overwrite)
-    if ledger.damaged_lines:
-        say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {out} are ignored")
-    if dry_run:
-        return _show_plan(plan, ledger, stop, as_json=as_json)
-    stop.check()
-    purifier.stop_with(stop.check)
+    if verbosity >= 0 and (text := advice(detect)):
+        say(f"Note: {text}")
+    with open_detector(detect, lambda text: say(f"Note: {text}"), stop.check) as screening:
+        settings = {
+            **purifier.fingerprint_parts,
+            **plan.config.file_settings(),
+            **screening.fingerprint_parts,
+        }
+        ledger.use_settings(settings, overwrite=plan.config.overwrite)
+        if ledger.damaged_lines:
+            say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {out} are ignored")
+        if dry_run:
+            return _show_plan(plan, ledger, stop, as_json=as_json)
+        stop.check()
+        purifier.stop_with(stop.check)
+        run = FolderRun(plan, purifier, screening.detector, ledger)
+        return _run(run, total, stop, verbosity, as_json=as_json)
+
+
+def _run(run: "FolderRun", total: int, stop: StopSignals, verbosity: int, *, as_json: bool) -> int:
+    ledger, out = run.ledger, run.ledger.out
     if as_json:
         emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)
     with ledger.open(), Progress(total, verbosity=verbosity, as_json=as_json) as progress:
         stopped = False
         try:
-            code = FolderRun(plan, purifier, detector, ledger).run(progress.add, stop.check).exit_code
+            code = run.run(progress.add, stop.check).exit_code
         except StoppedError as e:
             code, stopped = e.exit_code, True
     progress.finish(str(out))

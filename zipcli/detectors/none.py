@@ -1,14 +1,16 @@
 """No detector: everything is suspicious."""
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+
+from zipcli.config import DetectConfig
+from zipcli.detectors.parts import Parts, Pixels, Thresholded
+from zipcli.protocols import Suspicion
 
 
-class NoDetector:
-    """Scores every image alike, above its threshold, so that all of them are purified."""
+def make(config: DetectConfig, parts: Parts) -> Thresholded:
+    """Score every image alike, and not below the threshold, so that all of them are purified."""
+    return Thresholded(score=_score, threshold=0.0)
 
-    threshold = 0.0
 
-    def __call__(self, x: Tensor, /) -> Tensor:
-        """Score (N, C, H, W) as zeros (N,)."""
-        return torch.zeros(len(x))
+def _score(images: Sequence[Pixels]) -> list[Suspicion]:
+    return [Suspicion(score=0.0) for _ in images]

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from zipcli.config import FolderConfig
 from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError, Reason, shown
 from zipcli.images.load import Picture, declared_size, decode, read_file
 from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr, publish
+from zipcli.pipeline.detection import bunches, score_all
 from zipcli.pipeline.ledger import Decision, Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Entry, Plan
-from zipcli.pipeline.purifier import Purifier, to_tensor
+from zipcli.pipeline.purifier import Purifier
 from zipcli.pipeline.streams import Batches, map_through
 from zipcli.protocols import Detector
 
@@ -39,12 +40,13 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One decoded image on its way; `clean` is set once it is purified."""
+    """One decoded image on its way; `score` is set by a detector, `clean` once it is purified or cleared."""
 
     entry: Entry
     sha256: str
     picture: Picture
     began: float
+    score: float | None = None
     clean: np.ndarray | None = field(default=None, repr=False)
 
     @property
@@ -143,13 +145,33 @@ class FolderRun:
 
     def screen(self, items: Iterable[Item | Outcome]) -> Iterator[Item | Outcome]:
         """Mark what the detector clears: such an item is `clean` as it is."""
-        for item in items:
-            if isinstance(item, Item) and self.config.detector != "none":
-                score = self.detector(to_tensor(item.picture.pixels)[None])
-                if score.item() < self.detector.threshold:
-                    self.ledger.start([(item.entry.path, item.entry.target, item.sha256)], None)
-                    item = with_clean(item, item.picture.pixels)
-            yield item
+        if self.config.detector == "none":
+            yield from items
+            return
+        for bunch in bunches(items, lambda item: item.picture.pixels if isinstance(item, Item) else None):
+            yield from self.screen_bunch(bunch)
+
+    def screen_bunch(self, bunch: list[Item | Outcome]) -> Iterator[Item | Outcome]:
+        """Let the detector see some images at once; one that it cannot score has failed, not passed."""
+        images = [item.picture.pixels for item in bunch if isinstance(item, Item)]
+        found = iter(score_all(self.detector, images))
+        screened: list[Item | Outcome] = []
+        for item in bunch:
+            if isinstance(item, Item):
+                suspicion = next(found)
+                if suspicion is None:
+                    error = InputError(Reason.NONFINITE, "the detector gave no finite score")
+                    screened.append(self.failed(item.entry, error, item.sha256))
+                    continue
+                cleared = suspicion.score < self.detector.threshold
+                clean = item.picture.pixels if cleared else None
+                screened.append(replace(item, score=suspicion.score, clean=clean))
+            else:
+                screened.append(item)
+        passed = [item for item in screened if isinstance(item, Item) and item.clean is not None]
+        if passed:
+            self.ledger.start([(item.entry.path, item.entry.target, item.sha256) for item in passed], None)
+        yield from screened
 
     def purify(self, items: Iterable[Item | Outcome]) -> Iterator[Item | Outcome]:
         """Purify in batches of one size; what needs no purification overtakes."""
@@ -185,7 +207,7 @@ class FolderRun:
             lost = set() if len(batch) > 1 else {0}
             error = InputError(Reason.OUT_OF_MEMORY, str(e))
         else:
-            yield from (with_clean(item, pixels) for item, pixels in zip(batch, clean, strict=True))
+            yield from (replace(item, clean=pixels) for item, pixels in zip(batch, clean, strict=True))
             return
         # Past the handlers, so that the memory of the failed attempt is free again.
         yield from (self.failed(batch[n].entry, error, batch[n].sha256) for n in sorted(lost))
@@ -224,6 +246,8 @@ class FolderRun:
             psnr=_psnr(picture.pixels, clean),
             device=str(self.purifier.device),
             lossy=is_lossy(out_format),
+            score=None if item.score is None else round(item.score, 6),
+            threshold=None if item.score is None else round(self.detector.threshold, 6),
             notes=(*picture.notes, *_misnamed(entry.path, picture.format)),
         )
         return self._finish(outcome)
@@ -247,11 +271,6 @@ class FolderRun:
         self.ledger.finish(outcome)
         self._unreported[outcome.path] = outcome
         return outcome
-
-
-def with_clean(item: Item, clean: np.ndarray) -> Item:
-    """The item with its purified pixels."""
-    return Item(entry=item.entry, sha256=item.sha256, picture=item.picture, began=item.began, clean=clean)
 
 
 def _psnr(before: np.ndarray, after: np.ndarray) -> float | None:

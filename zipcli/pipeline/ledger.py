@@ -1,6 +1,6 @@
 """What was done to which file with which settings: the state folder inside an output folder.
 
-    OUT/.zipcli/run.json                        settings of the outputs, and their fingerprint
+    OUT/.zipcli/run.json                        settings of the outputs, their fingerprint, the input folder
     OUT/.zipcli/ledger-00001-of-00001.jsonl     one line for each image started and each finished
     OUT/.zipcli/lock-00001                      held while a run writes
     OUT/.zipcli/tmp/*.part                      files that are not complete yet
@@ -57,9 +57,15 @@ class Record:
 class Ledger:
     """The state folder of one output folder, locked by this run."""
 
-    def __init__(self, out: Path) -> None:
-        """Look at what an output folder holds; nothing is written before `open`."""
+    def __init__(self, out: Path, source: Path | None = None) -> None:
+        """Look at what an output folder holds; nothing is written before `open`.
+
+        Args:
+            out: The output folder.
+            source: The input folder, noted for whoever wants to compare; it is no setting.
+        """
         self.out = out
+        self.source = source
         self.folder = out / STATE_FOLDER
         self.scratch = self.folder / "tmp"
         self.settings: dict[str, Any] = {}
@@ -233,6 +239,8 @@ class Ledger:
             "fingerprint": self.fingerprint,
             "settings": self.settings,
         }
+        if self.source is not None:
+            run |= json_path("input", os.path.abspath(self.source))  # noqa: PTH100  # links stay as given
         temporary = self.scratch / f"run-{os.getpid()}.part"
         with temporary.open("w") as f:
             json.dump(run, f, indent=2, sort_keys=True)

@@ -32,6 +32,8 @@ class Outcome:
         psnr: Of the output against the input, in dB.
         device: Where the network ran.
         lossy: Whether the output format loses detail.
+        score: Of the detector.
+        threshold: Score from which the detector calls an image suspicious.
         notes: What was changed in reading ("alpha flattened on white").
     """
 
@@ -50,6 +52,8 @@ class Outcome:
     psnr: float | None = None
     device: str | None = None
     lossy: bool | None = None
+    score: float | None = None
+    threshold: float | None = None
     notes: tuple[str, ...] = ()
 
     @property

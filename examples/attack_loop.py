@@ -1,0 +1,130 @@
+"""The whole loop on CIFAR-10: poison, train a victim, attack it, purify, measure; one row for each attack.
+
+    python examples/train_classifier.py base.safetensors        # once
+    python examples/attack_loop.py work base.safetensors --attacks badnets,blended,wanet --images 500
+
+Every victim is fine-tuned from the same clean classifier on half of the training images, of which a
+tenth is poisoned; the test images get the same trigger. Results stay in WORK and are not made twice.
+It reads cifar10-train.zip, cifar10-test.zip and photos-256.zip from ../shared/data, or from the folder
+that ZIPCLI_DATA names.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TRIGGERS = {
+    "badnets": [],
+    "blended": [],
+    "physical": [],
+    "wanet": [],
+    "sig": ["--rate", "0.05"],
+    "bpp": [],
+    "lc": ["--rate", "0.05"],
+    "refool": [],
+    "cba": [],
+    "lf": [],
+    "trojannn": [],
+    "inputaware": [],
+    "issba": [],
+}
+"""Options of each attack; of a clean-label attack 0.05 of all images are half of the target class."""
+
+DEFENCES = {
+    "blur": ["--method", "blur", "-t", "blur:2"],
+    "zip": [],
+}
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--attacks", default=",".join(TRIGGERS))
+    parser.add_argument("--images", type=int, default=1000, help="test images")
+    parser.add_argument("--training-images", type=int, default=25_000)
+    options = parser.parse_args()
+    work: Path = options.work
+    unpack("cifar10-train.zip", work / "train", options.training_images)
+    unpack("cifar10-test.zip", work / "test", options.images)
+    unpack("photos-256.zip", work / "reflections", 200)
+    print(f"{'attack':12}{'defence':9}{'CA':>8}{'ASR':>8}{'PA':>8}{'RA':>8}{'DER':>8}", flush=True)
+    for attack in options.attacks.split(","):
+        for defence, facts in rows(work, options.base, attack):
+            cells = [percent(facts[key]) for key in ("ca", "asr", "pa", "ra")]
+            der = "" if facts.get("der") is None else f"{facts['der']:.3f}"
+            print(f"{attack:12}{defence:9}" + "".join(f"{c:>8}" for c in cells) + f"{der:>8}", flush=True)
+
+
+def rows(work: Path, base: Path, attack: str) -> list[tuple[str, dict]]:
+    """What the victim of an attack says without a defence and with each."""
+    training, poisoned, victim = (work / f"{attack}-{part}" for part in ("training", "poisoned", "victim.pt"))
+    options = ["--attack", attack, *TRIGGERS[attack]]
+    if attack == "refool":
+        options += ["--reflections", str(work / "reflections")]
+    once(training / "attack.json", "attack", work / "train", training, *options, "--split", "train")
+    if not victim.exists():
+        script = [sys.executable, HERE / "train_victim.py", training, victim, "--from", base]
+        subprocess.run([str(word) for word in script], check=True)
+    test_options = [word for word in options if word not in ("--rate", "0.05")]
+    trigger = ("--trigger", training / "trigger.safetensors")
+    once(poisoned / "attack.json", "attack", work / "test", poisoned, *test_options, *trigger)
+    results = []
+    for name, settings in DEFENCES.items():
+        folders = []
+        for part in ("clean", "poisoned"):
+            # The clean images are the same under every attack, so one purification serves all.
+            out = work / (f"clean-{name}" if part == "clean" else f"{attack}-{name}")
+            run("purify", poisoned / part, out, "-q", *settings)
+            folders += ["--purified", out]
+        result = work / f"{attack}-{name}.json"
+        once(result, "evaluate", poisoned, "--classifier", victim, "-q", *folders, "-o", result)
+        facts = json.loads(result.read_text())
+        if not results:
+            results.append(("none", facts["before"]))
+        results.append((name, facts["after"] | {"der": facts["der"]}))
+    return results
+
+
+def once(target: Path, *words: object) -> None:
+    """Run zipcli unless its result is there."""
+    if not target.exists():
+        run(*words)
+
+
+def run(*words: object) -> None:
+    """Run zipcli; its progress goes to stderr."""
+    command = [sys.executable, "-m", "zipcli", *(str(word) for word in words)]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def percent(share: dict | None) -> str:
+    """A proportion as text."""
+    return "-" if share is None else f"{100 * share['value']:.2f}"
+
+
+def unpack(archive: str, folder: Path, limit: int) -> None:
+    """Unpack images, spread evenly over an archive, one folder for each class."""
+    if folder.exists():
+        return
+    data = Path(os.environ.get("ZIPCLI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (data / archive).is_file():
+        sys.exit(f"{data / archive}: not there; set ZIPCLI_DATA to the folder that holds it")
+    part = folder.with_name(folder.name + ".part")
+    with zipfile.ZipFile(data / archive) as z:
+        names = sorted(name for name in z.namelist() if name.endswith(".jpg"))
+        for name in names[:: max(1, len(names) // limit)]:
+            path = part / Path(name).parent.name / Path(name).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(z.read(name))
+    part.rename(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What we measured or trained and ship: safetensors files in weights/, each known by its digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from zipcli.errors import ModelError
+
+DIGESTS: Mapping[str, str] = {
+    "frequency": "82bc116a013ba5d6d08f1edc15df610109a419f04a56dcc4c4263ce7a039ee2a",
+    "residual": "62231e2673e813e830c35759eb1ea5bc61f1f61deb3e552fac1d5a7d8b346c69",
+}
+"""SHA-256 of each file in weights/."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """A file of ours in weights/: tensors, and what is said beside them."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        tensors = {name: self.tensors[name].contiguous() for name in sorted(self.tensors)}
+        return save(tensors, metadata=dict(self.metadata))
+
+    @classmethod
+    def load(cls, name: str) -> "Shipped":
+        """Read the file, which must be the one that we shipped.
+
+        Raises:
+            ModelError: It is missing, or another.
+        """
+        path = Path(__file__).parent / "weights" / f"{name}.safetensors"
+        try:
+            data = path.read_bytes()
+        except OSError as e:
+            raise ModelError(f"{path}: cannot be read: {e.strerror}; install zipcli again") from e
+        if hashlib.sha256(data).hexdigest() != DIGESTS[name]:
+            raise ModelError(f"{path}: damaged, or not the file of this version; install zipcli again")
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return cls(tensors=load(data), metadata=header["__metadata__"])

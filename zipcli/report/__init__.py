@@ -1,0 +1,1 @@
+"""The before/after page: its template and the figures in it."""
