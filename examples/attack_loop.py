@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TRIGGERS = {
+TRIGGERS: dict[str, list[str]] = {
     "badnets": [],
     "blended": [],
     "physical": [],
@@ -33,7 +33,7 @@ TRIGGERS = {
     "inputaware": [],
     "issba": [],
 }
-"""Options of each attack; of a clean-label attack 0.05 of all images are half of the target class."""
+"""Options of each training set; for a clean-label attack 0.05 of all images are half of the target class."""
 
 DEFENCES = {
     "blur": ["--method", "blur", "-t", "blur:2"],
@@ -49,11 +49,16 @@ def main() -> None:
     parser.add_argument("--attacks", default=",".join(TRIGGERS))
     parser.add_argument("--images", type=int, default=1000, help="test images")
     parser.add_argument("--training-images", type=int, default=25_000)
+    parser.add_argument("--victims", action="store_true", help="only train them")
     options = parser.parse_args()
     work: Path = options.work
     unpack("cifar10-train.zip", work / "train", options.training_images)
     unpack("cifar10-test.zip", work / "test", options.images)
     unpack("photos-256.zip", work / "reflections", 200)
+    if options.victims:
+        for attack in options.attacks.split(","):
+            victim(work, options.base, attack)
+        return
     print(f"{'attack':12}{'defence':9}{'CA':>8}{'ASR':>8}{'PA':>8}{'RA':>8}{'DER':>8}", flush=True)
     for attack in options.attacks.split(","):
         for defence, facts in rows(work, options.base, attack):
@@ -62,19 +67,33 @@ def main() -> None:
             print(f"{attack:12}{defence:9}" + "".join(f"{c:>8}" for c in cells) + f"{der:>8}", flush=True)
 
 
-def rows(work: Path, base: Path, attack: str) -> list[tuple[str, dict]]:
-    """What the victim of an attack says without a defence and with each."""
-    training, poisoned, victim = (work / f"{attack}-{part}" for part in ("training", "poisoned", "victim.pt"))
-    options = ["--attack", attack, *TRIGGERS[attack]]
+def victim(work: Path, base: Path, attack: str) -> tuple[Path, Path]:
+    """The classifier that fell for an attack, and the test images with its trigger."""
+    training, poisoned, file = (work / f"{attack}-{part}" for part in ("training", "poisoned", "victim.pt"))
+    options = ["--attack", attack]
     if attack == "refool":
         options += ["--reflections", str(work / "reflections")]
-    once(training / "attack.json", "attack", work / "train", training, *options, "--split", "train")
-    if not victim.exists():
-        script = [sys.executable, HERE / "train_victim.py", training, victim, "--from", base]
-        subprocess.run([str(word) for word in script], check=True)
-    test_options = [word for word in options if word not in ("--rate", "0.05")]
     trigger = ("--trigger", training / "trigger.safetensors")
-    once(poisoned / "attack.json", "attack", work / "test", poisoned, *test_options, *trigger)
+    once(
+        training / "attack.json",
+        "attack",
+        work / "train",
+        training,
+        *options,
+        *TRIGGERS[attack],
+        "--split",
+        "train",
+    )
+    once(poisoned / "attack.json", "attack", work / "test", poisoned, *options, *trigger)
+    if not file.exists():
+        script = [sys.executable, HERE / "train_victim.py", training, file, "--from", base]
+        subprocess.run([str(word) for word in script], check=True)
+    return file, poisoned
+
+
+def rows(work: Path, base: Path, attack: str) -> list[tuple[str, dict]]:
+    """What the victim of an attack says without a defence and with each."""
+    file, poisoned = victim(work, base, attack)
     results = []
     for name, settings in DEFENCES.items():
         folders = []
@@ -84,7 +103,7 @@ def rows(work: Path, base: Path, attack: str) -> list[tuple[str, dict]]:
             run("purify", poisoned / part, out, "-q", *settings)
             folders += ["--purified", out]
         result = work / f"{attack}-{name}.json"
-        once(result, "evaluate", poisoned, "--classifier", victim, "-q", *folders, "-o", result)
+        once(result, "evaluate", poisoned, "--classifier", file, "-q", *folders, "-o", result)
         facts = json.loads(result.read_text())
         if not results:
             results.append(("none", facts["before"]))

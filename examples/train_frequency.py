@@ -14,6 +14,7 @@ result follows from the seed, up to floating point.
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -184,13 +185,17 @@ def logits(model: FrequencyNet, images: Tensor) -> Tensor:
 def photo_windows(count: int, seed: int) -> Tensor:
     """Windows of photos at random scales, (count, 3, 32, 32) in 0 ... 255."""
     rng = np.random.default_rng(seed)
-    with zipfile.ZipFile(data_folder() / "photos-256.zip") as z:
-        names = sorted(name for name in z.namelist() if name.endswith(".jpg"))
-        names = [name for n, name in enumerate(names) if n % PHOTO_HELD_OUT]
-        photos = [Image.open(io.BytesIO(z.read(name))).convert("RGB") for name in names] if count else []
+    archive = zipfile.ZipFile(data_folder() / "photos-256.zip")
+    names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
+    names = [name for n, name in enumerate(names) if n % PHOTO_HELD_OUT]
+
+    @functools.cache
+    def read(name: str) -> Image.Image:
+        return Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+
     windows = np.empty((count, SIDE, SIDE, 3), np.uint8)
     for n in range(count):
-        photo = photos[rng.integers(len(photos))]
+        photo = read(names[rng.integers(len(names))])
         scale = math.exp(rng.uniform(math.log(SIDE / min(photo.size)), 0))
         width, height = (max(SIDE, round(scale * side)) for side in photo.size)
         kind = (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)[rng.integers(2)]

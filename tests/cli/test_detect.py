@@ -152,7 +152,7 @@ def test_maps_are_not_mixed_with_what_is_there_unless_asked(folder: Path) -> Non
         (["--maps", "in/maps"], "the output folder lies inside the input folder"),
         (["--maps", "maps", "--detector", "frequency"], "maps: detector frequency does not use it"),
         (["--overwrite"], "--overwrite needs --maps"),
-        (["--detector", "none"], "it judges nothing"),
+        (["--detector", "none"], "unknown detector 'none'"),
         (["--detector", "scaleup"], "detector scaleup needs it; give --classifier"),
         (["--classifier", "x.pt"], "classifier: detector residual does not use it"),
         (["--input-size", "32"], "--input-size: describes a classifier; give --classifier too"),

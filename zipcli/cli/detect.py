@@ -87,8 +87,6 @@ def detect(
     Standard output has a line for each image: `suspicious` or `clear`, the score and the path, with tabs
     between them. An image that cannot be read has no line there, and the exit code is 3.
     """
-    if detector == "none":
-        raise click.UsageError("--detector none: it judges nothing; choose another")
     if maps is not None and detector != "residual":
         raise ConfigError(f"maps: detector {detector} does not use it; leave it out")
     if overwrite and maps is None:

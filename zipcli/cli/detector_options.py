@@ -18,10 +18,14 @@ OPTIONS = ("clean", "threshold", "fpr", "superimposed")
 
 
 def detector_options(*, default: str, help: str) -> Callable[[F], F]:
-    """Add --detector and what describes it to a command; `detector_config` reads them."""
+    """Add --detector and what describes it to a command; `detector_config` reads them.
+
+    Only a command whose default is none offers it.
+    """
+    names = [name for name in DETECTORS if default == "none" or name != "none"]
     options = (
         click.option(
-            "--detector", type=Name("detector", DETECTORS), default=default, show_default=True, help=help
+            "--detector", type=Name("detector", names), default=default, show_default=True, help=help
         ),
         click.option(
             "--clean",
