@@ -42,6 +42,16 @@ def test_a_report_holds_every_image_before_and_after(finished: Path) -> None:
     assert left == {"in", "out", "report.html"}
 
 
+def test_suspicion_maps_are_drawn_when_asked_for(here: Path) -> None:
+    picture(here / "in" / "grey.png", (40, 33), mode="L")
+    picture(here / "in" / "tiny.png", (8, 8))
+    assert invoke("purify", "in", "out", *BLUR, "-q").exit_code == 0
+    assert invoke("report", "out", "-o", "plain.html").exit_code == 0
+    assert invoke("report", "out", "-o", "maps.html", "--maps").exit_code == 0
+    assert not any("suspicion" in card for card in page(here / "plain.html")["cards"])
+    assert all(card["suspicion"] for card in page(here / "maps.html")["cards"])
+
+
 def test_a_report_says_what_failed_and_why(here: Path) -> None:
     picture(here / "in" / "good.png")
     (here / "in" / "empty.png").write_bytes(b"")

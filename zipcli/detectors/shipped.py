@@ -12,7 +12,7 @@ from torch import Tensor
 from zipcli.errors import ModelError
 
 DIGESTS: Mapping[str, str] = {
-    "frequency": "82bc116a013ba5d6d08f1edc15df610109a419f04a56dcc4c4263ce7a039ee2a",
+    "frequency": "52d7452685d2cb22d0520ac0fb994ef57aa830ac00b67952e58b26a4a0de27e9",
     "residual": "62231e2673e813e830c35759eb1ea5bc61f1f61deb3e552fac1d5a7d8b346c69",
 }
 """SHA-256 of each file in weights/."""
