@@ -70,15 +70,17 @@ def main() -> None:
     shared = options.work / "shared.safetensors"
     train(shared, LoopConfig(steps=options.steps, decay=0.0), sources, options.limit)
     total = options.steps + options.band_steps
-    experts, losses = [], {}
+    experts: list[Denoiser] = []
+    losses: dict[str, float] = {}
     for name, levels in BANDS.items():
         if options.only in (None, name):
             checkpoint = options.work / f"{name}.safetensors"
             if not checkpoint.exists():
                 shutil.copyfile(shared, checkpoint)
             config = LoopConfig(steps=total, decay=options.band_steps / total, **levels)
-            trainer, losses[name] = train(checkpoint, config, sources, options.limit)
-            experts.append(trainer.average)
+            trainer = train(checkpoint, config, sources, options.limit)
+            experts.append(trainer.average)  # type: ignore[arg-type]  # a copy of a Denoiser
+            losses[name] = json.loads(loss_file(checkpoint).read_text())
     if options.only is None:
         model = Prior(joined(experts), NoiseSchedule(), channels=3)
         print(write_model(options.output, model, card(options, losses)))
@@ -92,10 +94,13 @@ def joined(experts: list[Denoiser]) -> Denoiser:
     return Denoiser(network)
 
 
-def train(
-    file: Path, config: LoopConfig, sources: list[Source], limit: int | None
-) -> tuple[Trainer, float | None]:
-    """Go on from a checkpoint to the end; return the trainer and its loss over the last minute."""
+def loss_file(checkpoint: Path) -> Path:
+    """Where the loss over the last minute of a run is noted."""
+    return checkpoint.with_suffix(".loss.json")
+
+
+def train(file: Path, config: LoopConfig, sources: list[Source], limit: int | None) -> Trainer:
+    """Go on from a checkpoint to the end."""
     torch.manual_seed(config.seed)
     denoiser = Denoiser(LocalUNet(SIZES["small"])).to(memory_format=torch.channels_last)
     trainer = Trainer(
@@ -116,10 +121,12 @@ def train(
             print(json.dumps({"of": file.stem} | asdict(progress) | {"loss": round(mean, 4)}), flush=True)
 
     trainer.run(checkpoint, report, lambda: None)
-    return trainer, round(float(np.mean(losses[-60:])), 4) if losses else None
+    if losses:
+        loss_file(file).write_text(json.dumps(round(float(np.mean(losses[-60:])), 4)))
+    return trainer
 
 
-def card(options: argparse.Namespace, losses: dict[str, float | None]) -> dict[str, Any]:
+def card(options: argparse.Namespace, losses: dict[str, float]) -> dict[str, Any]:
     """What the model file says of itself."""
     return {
         "name": "zipcli built-in prior, third version",

@@ -206,7 +206,18 @@ def test_a_classifier_judges_purified_images(tmp_path: Path) -> None:
 @needs_data
 def test_the_training_recipe_runs_and_its_model_loads(tmp_path: Path) -> None:
     script = str(ROOT / "examples/train_builtin.py")
-    command = [sys.executable, script, "state", "mine.safetensors", "--steps", "2", "--limit", "12"]
+    command = [
+        sys.executable,
+        script,
+        "state",
+        "mine.safetensors",
+        "--steps",
+        "2",
+        "--band-steps",
+        "2",
+        "--limit",
+        "12",
+    ]
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     PIL.Image.effect_noise((8, 8), 50).save(tmp_path / "a.png")
