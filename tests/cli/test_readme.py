@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,9 @@ def test_the_loop_of_the_readme_works(photos: Path) -> None:
             levels = np.random.default_rng(10 * number + k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             PIL.Image.fromarray(levels).save(photos / "test" / name / f"{k}.png")
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2)).eval()
-    torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 32, 32)), photos / "model.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # for torch it is old; people have such files
+        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 32, 32)), photos / "model.pt")
     (photos / "model.pt.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
     assert [line.split()[1] for line in LOOP] == ["attack", "purify", "evaluate", "detect", "report"]
     for line in LOOP:

@@ -52,12 +52,15 @@ LOOK_SECONDS = 0.05
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Leaves a redirect as the error that it then is."""
+    """Leaves a redirect as the error that it then is.
 
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> None:
+    Not even its address is looked at: an impossible one would end the exchange with the connection open.
+    """
+
+    def http_error_302(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage) -> None:
         return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class _TryAgainError(Exception):
