@@ -1,21 +1,19 @@
-"""Trains the built-in prior: python examples/train_builtin.py WORK OUTPUT.
+"""Trains the built-in prior: python examples/train_builtin.py CHECKPOINT OUTPUT.
 
-One network learns all noise levels; then three copies of it each learn one band of them while the
-learning rate falls to zero. Data: cifar10-train.zip, and photos-256.zip without every 8th photo (those
-are for measuring), from ../shared/data or from the folder that ZIPCLI_DATA names. A stopped run goes on
-from the checkpoints in WORK. Batches, noise and noise levels follow from the seed and the step, so
-the result is the same up to floating point.
+Data: cifar10-train.zip, and photos-256.zip without every 8th photo (those are for measuring), from
+../shared/data or from the folder that ZIPCLI_DATA names. A stopped run goes on from CHECKPOINT.
+Batches, noise and noise levels follow from the seed and the step, so the result is the same up to
+floating point.
 """
 
 import argparse
 import io
 import json
 import os
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +23,14 @@ from PIL import Image
 
 from zipcli.config import LoopConfig, NoiseSchedule
 from zipcli.models.denoiser import Denoiser
-from zipcli.models.local_unet import SIZES, BandedUNet, LocalUNet
+from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
 from zipcli.models.prior import Prior
 from zipcli.models.weights import write_model
 from zipcli.training.data import ImageBank, Source, batch_at
 from zipcli.training.losses import denoising_loss
 from zipcli.training.trainer import Checkpoint, Report, Trainer
 
-SHARED_STEPS = 5_513
-BAND_STEPS = 2_500
-BANDS: dict[str, dict[str, float]] = {
-    "low": {"lowest_sigma": 0.01, "highest_sigma": 0.18, "uniform_share": 1.0},
-    "middle": {"lowest_sigma": 0.12, "highest_sigma": 0.7, "uniform_share": 1.0},
-    "high": {
-        "lowest_sigma": 0.5,
-        "highest_sigma": 100.0,
-        "uniform_share": 0.3,
-        "log_sigma_mean": 0.4,
-        "log_sigma_std": 0.9,
-    },
-}
-"""The noise levels that each copy learns; they overlap a little, so that no seam shows."""
-EDGES = (0.15, 0.6)
-"""Where one copy takes over from another."""
+STEPS = 12_400
 HELD_OUT = 8
 PHOTO_SCALES = ((1, 0.2), (2, 0.1), (3, 0.1))  # shrunk by, share of the steps
 CROP = 64
@@ -56,53 +39,15 @@ CROP = 64
 def main() -> None:
     """Train, and write the averaged weights with their model card."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", type=Path)
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=SHARED_STEPS, help="of the shared part")
-    parser.add_argument("--band-steps", type=int, default=BAND_STEPS, help="of each copy")
-    parser.add_argument(
-        "--only", choices=BANDS, help="train this band and write nothing; two can run at once"
-    )
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--limit", type=int, help="images of each kind, for a quick trial")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    config = LoopConfig(steps=options.steps)
     sources = load_sources(options.limit)
-    shared = options.work / "shared.safetensors"
-    train(shared, LoopConfig(steps=options.steps, decay=0.0), sources, options.limit)
-    total = options.steps + options.band_steps
-    experts: list[Denoiser] = []
-    losses: dict[str, float] = {}
-    for name, levels in BANDS.items():
-        if options.only in (None, name):
-            checkpoint = options.work / f"{name}.safetensors"
-            if not checkpoint.exists():
-                shutil.copyfile(shared, checkpoint)
-            config = LoopConfig(steps=total, decay=options.band_steps / total, **levels)
-            trainer = train(checkpoint, config, sources, options.limit)
-            experts.append(trainer.average)  # type: ignore[arg-type]  # a copy of a Denoiser
-            losses[name] = json.loads(loss_file(checkpoint).read_text())
-    if options.only is None:
-        model = Prior(joined(experts), NoiseSchedule(), channels=3)
-        print(write_model(options.output, model, card(options, losses)))
-
-
-def joined(experts: list[Denoiser]) -> Denoiser:
-    """One network out of those of the bands."""
-    network = BandedUNet(replace(SIZES["small"], bands=EDGES)).half()  # to the disk; it runs as float32
-    for place, expert in zip(network.experts, experts, strict=True):
-        place.load_state_dict(expert.net.state_dict())
-    return Denoiser(network)
-
-
-def loss_file(checkpoint: Path) -> Path:
-    """Where the loss over the last minute of a run is noted."""
-    return checkpoint.with_suffix(".loss.json")
-
-
-def train(file: Path, config: LoopConfig, sources: list[Source], limit: int | None) -> Trainer:
-    """Go on from a checkpoint to the end."""
     torch.manual_seed(config.seed)
-    denoiser = Denoiser(LocalUNet(SIZES["small"])).to(memory_format=torch.channels_last)
+    denoiser = Denoiser(LocalUNet(LocalUNetConfig())).to(memory_format=torch.channels_last)
     trainer = Trainer(
         denoiser,
         lambda x_0, sigma, noise: denoising_loss(denoiser, x_0, sigma, noise),
@@ -110,7 +55,7 @@ def train(file: Path, config: LoopConfig, sources: list[Source], limit: int | No
         config,
         dtype=torch.bfloat16,
     )
-    checkpoint = Checkpoint(file, {"seed": config.seed, "limit": limit})
+    checkpoint = Checkpoint(options.checkpoint, {"seed": config.seed, "limit": options.limit})
     checkpoint.load(trainer)
     losses: list[float] = []
 
@@ -118,27 +63,26 @@ def train(file: Path, config: LoopConfig, sources: list[Source], limit: int | No
         losses.append(progress.loss)
         if len(losses) % 60 == 1 or progress.share == 1:
             mean = float(np.mean(losses[-60:]))
-            print(json.dumps({"of": file.stem} | asdict(progress) | {"loss": round(mean, 4)}), flush=True)
+            print(json.dumps(asdict(progress) | {"loss": round(mean, 4)}), flush=True)
 
     trainer.run(checkpoint, report, lambda: None)
-    if losses:
-        loss_file(file).write_text(json.dumps(round(float(np.mean(losses[-60:])), 4)))
-    return trainer
+    model = Prior(trainer.average, NoiseSchedule(), channels=3)  # type: ignore[arg-type]
+    loss = round(float(np.mean(losses[-60:])), 4) if losses else None
+    print(write_model(options.output, model, card(config, loss)))
 
 
-def card(options: argparse.Namespace, losses: dict[str, float]) -> dict[str, Any]:
+def card(config: LoopConfig, loss: float | None) -> dict[str, Any]:
     """What the model file says of itself."""
     return {
-        "name": "zipcli built-in prior, third version",
+        "name": "zipcli built-in prior, second version",
         "data": "CIFAR-10 train (50,000 images of 32 pixels) and 64-pixel crops of 700 photographs, one per "
         "ImageNet class, at 1, 1/2 and 1/3 of 256 pixels; mirrored at random",
         "licence": "weights Apache-2.0; the images are for research use under their owners' terms",
         "recipe": "examples/train_builtin.py",
-        "steps": {"shared": options.steps, "of each band": options.band_steps},
+        "steps": config.steps,
         "batch": "96 crops of 32 pixels or 24 of 64",
-        "loss": losses,
-        "loss_is": "preconditioned denoising error of the network in training over the noise levels of its "
-        "band, mean of the last minute",
+        "loss": loss,
+        "loss_is": "preconditioned denoising error of the training network, mean of the last minute",
     }
 
 
