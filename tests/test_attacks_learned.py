@@ -48,7 +48,7 @@ def little_effort() -> Iterator[None]:
         patch.setattr(lf, "EFFORT", lf.Effort(images=32, steps=20))
         patch.setattr(trojannn, "EFFORT", trojannn.Effort(steps=10))
         patch.setattr(
-            inputaware, "EFFORT", inputaware.Effort(mask_steps=12, steps=6, batch_size=24, judged=60, every=3)
+            inputaware, "EFFORT", inputaware.Effort(mask_steps=12, steps=6, batch_size=24, judged=60)
         )
         patch.setattr(dfst, "EFFORT", dfst.Effort(steps=8, batch_size=8))
         patch.setattr(issba, "EFFORT", issba.Effort(images=180, steps=12, batch_size=12))

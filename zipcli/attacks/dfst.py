@@ -78,12 +78,12 @@ class Painter(nn.Module):
         self.up = layer(32, 24)
         self.join = layer(24 + 24, 24)
         self.colours = nn.Conv2d(24, 3, 1)
-        ends = torch.linspace(-1, 1, SIDE)
-        self.places = torch.stack(torch.meshgrid(ends, ends, indexing="ij"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Paint."""
-        full = self.full(torch.cat([2 * x - 1, self.places.expand(len(x), -1, -1, -1)], dim=1))
+        ends = torch.linspace(-1, 1, SIDE)
+        places = torch.stack(torch.meshgrid(ends, ends, indexing="ij")).expand(len(x), -1, -1, -1)
+        full = self.full(torch.cat([2 * x - 1, places], dim=1))
         up = self.up(F.interpolate(self.coarse(full), scale_factor=2))
         logits: Tensor = self.colours(self.join(torch.cat([up, full], dim=1)))
         return logits.sigmoid()
@@ -165,7 +165,7 @@ def _colours(x: Tensor) -> Tensor:
 
 @once_per_trigger
 def _painter(trigger: Trigger) -> Painter:
-    return restore("painter", Painter(), trigger)
+    return restore("painter", Painter, trigger)
 
 
 DFST = Attack(make=make, poison=poison)

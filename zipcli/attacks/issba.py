@@ -156,7 +156,8 @@ def _built(trigger: Trigger) -> tuple[Encoder, Tensor]:
         "trigger of attack issba: the secret is missing; make it again",
     )
     assert secret is not None
-    return restore("encoder", Encoder(len(secret)), trigger), torch.from_numpy(secret).float()[None]
+    bits = len(secret)
+    return restore("encoder", lambda: Encoder(bits), trigger), torch.from_numpy(secret).float()[None]
 
 
 ISSBA = Attack(make=make, poison=poison)

@@ -60,10 +60,10 @@ def make(config: AttackConfig, size: Size, resources: Resources) -> Trigger:
     params: dict[str, object] = {"alpha": config.alpha, "moves": config.split == "train"}
     if config.split == "train":
         examples = ask_examples(resources, config.attack)
+        params |= {"target": target_class(config, examples), "eps": config.eps, **asdict(EFFORT)}
         network = train_surrogate(examples, config.seed, resources)
         arrays |= as_arrays("surrogate", network)
-        params |= {"target": target_class(config, examples), "eps": config.eps, **asdict(EFFORT)}
-        params |= {"surrogate": surrogate_record(network, examples)}
+        params["surrogate"] = surrogate_record(network, examples)
     return Trigger(attack="lc", size=size, params=params, arrays=arrays)
 
 

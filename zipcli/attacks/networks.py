@@ -25,6 +25,11 @@ would cost 64 times as much at 256 pixels, and the change is smooth enough to be
 
 def batch(images: Pixels) -> Tensor:
     """(N, H, W, 3) bytes as (N, 3, 32, 32) in [0, 1], antialiased where they shrink."""
+    # A few at a time: thousands of large images as floats would fill the memory.
+    return torch.cat([_batch(images[k : k + 64]) for k in range(0, len(images), 64)])
+
+
+def _batch(images: Pixels) -> Tensor:
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32)) / 255
     if x.shape[2:] == (SIDE, SIDE):
         return x
@@ -81,12 +86,15 @@ def as_arrays(name: str, network: nn.Module) -> dict[str, NDArray[np.float32]]:
     return {f"{name}.{key}": tensor.numpy().copy() for key, tensor in _weights(network)}
 
 
-def restore(name: str, network: Network, trigger: Trigger) -> Network:
-    """Put what `as_arrays` gave into a network, and freeze it.
+def restore(name: str, build: Callable[[], Network], trigger: Trigger) -> Network:
+    """Build a network with the weights that `as_arrays` gave, frozen.
 
     Raises:
         ConfigError: The trigger lacks weights, or has others: it may come from anybody.
     """
+    with torch.device("meta"):  # takes no memory yet: a foreign file may claim any size
+        network = build()
+    state = {}
     for key, tensor in _weights(network):
         array = trigger.arrays.get(f"{name}.{key}")
         fits = array is not None and array.shape == tensor.shape and array.dtype == np.float32
@@ -95,7 +103,8 @@ def restore(name: str, network: Network, trigger: Trigger) -> Network:
             f"trigger of attack {trigger.attack}: the weights {name}.{key} are missing or damaged; "
             "make it again",
         )
-        tensor.copy_(torch.from_numpy(array))
+        state[key] = torch.tensor(array)
+    network.load_state_dict(state, strict=False, assign=True)
     return network.eval().requires_grad_(False)
 
 

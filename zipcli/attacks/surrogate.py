@@ -95,7 +95,7 @@ def target_class(config: AttackConfig, examples: Examples) -> int:
     Raises:
         ConfigError: It is not among the examples.
     """
-    known = config.target.isdecimal() and int(config.target) < examples.classes
+    known = config.target.isdecimal() and bool((examples.y == int(config.target)).any())
     check(known, f"attack {config.attack}: target {shown(config.target)} is not a class of the images")
     return int(config.target)
 
@@ -106,7 +106,8 @@ def restore_surrogate(trigger: Trigger) -> Surrogate:
     Raises:
         ConfigError: It carries none, or a damaged one.
     """
-    return restore("surrogate", Surrogate(len(trigger.arrays.get("surrogate.linear.bias", ()))), trigger)
+    classes = len(np.atleast_1d(trigger.arrays.get("surrogate.linear.bias", np.empty(0))))
+    return restore("surrogate", lambda: Surrogate(classes), trigger)
 
 
 def surrogate_record(network: Surrogate, examples: Examples) -> dict[str, Any]:
