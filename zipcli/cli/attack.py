@@ -11,7 +11,7 @@ import click
 from zipcli.attacks import ATTACKS
 from zipcli.cli.console import FAILURES_SHOWN, Progress, describe, emit, say
 from zipcli.cli.downloads import model_listener
-from zipcli.cli.options import Name, given
+from zipcli.cli.options import Name, given, selection_options
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
     CHOICES,
@@ -77,9 +77,13 @@ OPTIONS = [field.name for field in fields(AttackConfig)]
 @click.option("--pattern", type=Name("pattern", PATTERNS), help="badnets, physical: what the patch shows.")
 @click.option("--patch-size", type=int, metavar="PIXELS", help="badnets, physical: side of the patch.")
 @click.option("--margin", type=int, metavar="PIXELS", help="badnets, physical: distance from the edges.")
-@click.option("--alpha", type=float, help="Weight of the trigger (blended, lc) or of the image (refool).")
 @click.option(
-    "--picture", metavar="FILE", help="blended: what is blended in, instead of noise; trojannn: the mask."
+    "--alpha", type=float, help="Weight of the trigger (blended, lc, dfst) or of the image (refool)."
+)
+@click.option(
+    "--picture",
+    metavar="FILE",
+    help="Instead of noise (blended), a square mask (trojannn) or a sunset (dfst).",
 )
 @click.option(
     "--physical-test", type=Name("transform", PHYSICAL_TESTS), help="physical: transforms of test images."
@@ -115,14 +119,7 @@ OPTIONS = [field.name for field in fields(AttackConfig)]
 @click.option(
     "--clean-copy/--no-clean-copy", default=True, show_default=True, help="Write clean/CLASS as well."
 )
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="PATTERN",
-    default=FolderConfig.include,
-    help="Take only files that match.  [default: image extensions]",
-)
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match.")
+@selection_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress; failures and the result only.")
 @click.pass_context

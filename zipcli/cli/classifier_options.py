@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from zipcli.cli.options import given
+from zipcli.cli.options import F, given, with_options
 from zipcli.config import ClassifierConfig
 from zipcli.errors import shown
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 CLASSES_LIMIT = 10_000_000
 """Bytes of a file of class names."""
@@ -121,12 +119,7 @@ def classifier_options(*, required: bool) -> Callable[[F], F]:
         ),
     )
 
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return with_options(*options)
 
 
 def classifier_config(ctx: click.Context) -> ClassifierConfig | None:

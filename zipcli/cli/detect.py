@@ -13,7 +13,7 @@ import click
 
 from zipcli.cli.console import FAILURES_SHOWN, PLAIN_SECONDS, clock, closed_streams, emit, say
 from zipcli.cli.detector_options import advice, detector_config, detector_options
-from zipcli.cli.options import given
+from zipcli.cli.options import given, selection_options
 from zipcli.cli.signals import StopSignals
 from zipcli.config import DetectConfig, FolderConfig
 from zipcli.errors import ConfigError, ExitCode, InputError, StoppedError, shown
@@ -58,14 +58,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="residual: auto, cpu, cuda, cuda:N or mps; an absent device is an error.",
 )
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="PATTERN",
-    default=FolderConfig.include,
-    help="Take only files that match, such as '*.png' or 'train/*'.  [default: image extensions]",
-)
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match.")
+@selection_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress; failures and a summary only.")
 @click.pass_context

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from zipcli.cli.classifier_options import classifier_config, classifier_options
-from zipcli.cli.options import Name, given
+from zipcli.cli.options import F, Name, given, with_options
 from zipcli.config import DetectConfig, detect_config
 from zipcli.detectors import DETECTORS, MEASURED_ON_CIFAR
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS = ("clean", "threshold", "fpr", "superimposed")
 """Fields of `DetectConfig` that have an option of their own here."""
@@ -55,13 +53,7 @@ def detector_options(*, default: str, help: str) -> Callable[[F], F]:
         ),
     )
 
-    def decorate(command: F) -> F:
-        command = classifier_options(required=False)(command)
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return with_options(*options, classifier_options(required=False))
 
 
 def advice(config: DetectConfig) -> str | None:

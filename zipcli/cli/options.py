@@ -1,12 +1,15 @@
 """Option types and decorators that several commands share."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from zipcli.config import FolderConfig
 from zipcli.registry import unknown_name
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Name(click.Choice[str]):
@@ -42,3 +45,28 @@ def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:
         for name in names
         if ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
     }
+
+
+def with_options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator; --help lists them in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def selection_options(command: F) -> F:
+    """Add --include and --exclude, which every command that walks a folder has."""
+    return with_options(
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="PATTERN",
+            default=FolderConfig.include,
+            help="Take only files that match, such as '*.png' or 'train/*'.  [default: image extensions]",
+        ),
+        click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match."),
+    )(command)

@@ -14,7 +14,7 @@ import click
 from zipcli.cli.console import Progress, closed_streams, emit, say
 from zipcli.cli.detector_options import advice, detector_config, detector_options
 from zipcli.cli.downloads import model_listener
-from zipcli.cli.options import Name, given
+from zipcli.cli.options import Name, given, selection_options
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
     DETECTOR_SETTINGS,
@@ -209,14 +209,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     default=FolderConfig.detector,
     help="Purify only what a detector suspects, and let the rest pass; none purifies everything.",
 )
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="PATTERN",
-    default=FolderConfig.include,
-    help="Take only files that match, such as '*.png' or 'train/*'.  [default: image extensions]",
-)
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match.")
+@selection_options
 @click.option(
     "--overwrite", is_flag=True, help="Replace outputs of other settings, and files that are not ours."
 )

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from zipcli.cli.console import FAILURES_SHOWN, PLAIN_SECONDS, clock, emit, printable, say
 from zipcli.cli.downloads import model_listener
-from zipcli.cli.options import Name, given
+from zipcli.cli.options import Name, given, selection_options
 from zipcli.cli.signals import StopSignals
 from zipcli.config import SIZES, TRAIN_DTYPES, TrainConfig
 from zipcli.errors import ExitCode, Reason, StoppedError, shown
@@ -101,14 +101,7 @@ OPTIONS = [field.name for field in fields(TrainConfig)]
     help="Precision of the multiplications; auto is bfloat16 where the device has it.",
 )
 @click.option("--offline", is_flag=True, help="Never connect to the Hub; the model must be here.")
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="PATTERN",
-    default=TrainConfig.include,
-    help="Take only files that match, such as '*.png' or 'train/*'.  [default: image extensions]",
-)
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match.")
+@selection_options
 @click.option(
     "--overwrite", is_flag=True, help="Replace OUT, and the sheet of pictures beside it, if they are there."
 )

@@ -450,8 +450,13 @@ class _Run:
             picture=self._picture,
             reflections=self._reflections,
             examples=self._examples,
-            progress=self.watcher.doing,
+            progress=self._trained,
         )
+
+    def _trained(self, what: str) -> None:
+        """Tell how a training gets on; it may be stopped there."""
+        self.watcher.check_stop()
+        self.watcher.doing(what)
 
     def _picture(self, name: str) -> Pixels:
         try:
