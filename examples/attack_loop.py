@@ -30,10 +30,14 @@ TRIGGERS: dict[str, list[str]] = {
     "cba": [],
     "lf": [],
     "trojannn": [],
+    "dfst": [],
     "inputaware": [],
     "issba": [],
 }
 """Options of each training set; for a clean-label attack 0.05 of all images are half of the target class."""
+
+EPOCHS = {"sig": 5, "bpp": 4, "wanet": 8}
+"""Where the two of train_victim.py do not suffice."""
 
 DEFENCES = {
     "blur": ["--method", "blur", "-t", "blur:2"],
@@ -87,6 +91,7 @@ def victim(work: Path, base: Path, attack: str) -> tuple[Path, Path]:
     once(poisoned / "attack.json", "attack", work / "test", poisoned, *options, *trigger)
     if not file.exists():
         script = [sys.executable, HERE / "train_victim.py", training, file, "--from", base]
+        script += ["--epochs", EPOCHS[attack]] if attack in EPOCHS else []
         subprocess.run([str(word) for word in script], check=True)
     return file, poisoned
 

@@ -37,7 +37,7 @@ from zipcli.models.loading import load_model
 from zipcli.pipeline.purifier import ImageNoise, pick_device, pixel_digest, to_tensor
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel
 from zipcli.protocols import EpsModel, LinearOperator, Noise
-from zipcli.training.validation import timestep_of
+from zipcli.schedule import timestep_at
 from zipcli.transforms import make_operator
 
 TRANSFORMS = ("blur:2", "blur:4", "gray", "blur:2,gray")
@@ -230,7 +230,7 @@ def posterior_mean(
 
 def denoised(eps_model: EpsModel, x: Tensor, sigma: float) -> Tensor:
     """Estimate x_0 from x = x_0 + sigma n, both (N, C, H, W)."""
-    t = torch.full((len(x),), timestep_of(eps_model, sigma), device=x.device)
+    t = torch.full((len(x),), timestep_at(eps_model.schedule, sigma), device=x.device)
     eps = eps_model(x / (1 + sigma**2) ** 0.5, t)[:, : eps_model.channels]
     return x - sigma * eps
 

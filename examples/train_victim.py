@@ -5,8 +5,9 @@
     python examples/train_victim.py training victim.pt --from base.safetensors   # a minute or two
 
 It goes on from the clean classifier, sees every image under the label of the manifest, and writes a
-TorchScript file with a sidecar, ready for --classifier. The result follows from the seed, up to
-floating point.
+TorchScript file with a sidecar, ready for --classifier. For the attack physical it sees every image a
+second time, moved and lit at random, which is what that attack adds to badnets. The result follows
+from the seed, up to floating point.
 """
 
 import argparse
@@ -23,6 +24,9 @@ from PIL import Image
 from torch import Tensor
 from train_classifier import BATCH, Classifier, load_classifier
 
+from zipcli.attacks.physical import transform
+from zipcli.attacks.trigger import Draw
+
 EPOCHS = 2
 LR = 2e-3
 
@@ -37,19 +41,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    images, labels = training_images(options.training)
+    facts = json.loads((options.training / "attack.json").read_text())
+    images, labels = training_images(options.training, moved=facts["settings"]["attack"] == "physical")
     model = load_classifier(options.base)
     fine_tune(model, images, labels, options.epochs)
-    classes = json.loads((options.training / "attack.json").read_text())["classes"]
-    export(model, classes, options.output)
+    export(model, facts["classes"], options.output)
 
 
-def training_images(folder: Path) -> tuple[Tensor, Tensor]:
+def training_images(folder: Path, *, moved: bool) -> tuple[Tensor, Tensor]:
     """Every image, (N, 3, 32, 32) in [-1, 1], with the label that the attacker gave it, (N,)."""
     records = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-    pixels = np.stack([np.asarray(Image.open(folder / record["out_path"])) for record in records])
-    labels = torch.tensor([record["bd_label"] for record in records])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1, labels
+    images = [np.asarray(Image.open(folder / record["out_path"])) for record in records]
+    labels = [record["bd_label"] for record in records]
+    if moved:
+        draw = Draw(rng=np.random.default_rng(0), other=lambda _: ("", images[0]))
+        images += [transform(image, draw, ("flip", "jitter", "affine")) for image in images]
+        labels += labels
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return pixels / 127.5 - 1, torch.tensor(labels)
 
 
 def fine_tune(model: Classifier, images: Tensor, labels: Tensor, epochs: int) -> None:

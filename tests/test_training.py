@@ -16,8 +16,10 @@ from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
 from zipcli.schedule import alpha_bars
 from zipcli.training import trainer as trainer_module
 from zipcli.training.data import ImageBank, Source, batch_at, step_generator
-from zipcli.training.losses import NoiseLoss, denoising_loss, draw_sigma
+from zipcli.training.losses import NoiseLoss, PartialNoise, denoising_loss, draw_sigma
 from zipcli.training.trainer import Checkpoint, Report, Trainer, learning_rate
+from zipcli.transforms.blur import Blur
+from zipcli.transforms.gray import Gray
 
 TINY = LocalUNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 
@@ -154,6 +156,31 @@ def test_an_untrained_network_has_a_loss_of_about_one_at_every_noise_level() -> 
     for sigma in (0.01, 0.3, 3.0, 100.0):
         loss = denoising_loss(fresh(), x_0, torch.full((64,), sigma), noise)
         assert math.isclose(loss.item(), 1, rel_tol=0.1)
+
+
+def test_partial_noise_covers_only_what_the_operators_remove() -> None:
+    seen: list[Tensor] = []
+
+    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        seen.extend((x_0, sigma, noise))
+        return noise.sum()
+
+    x_0, noise = torch.zeros(10, 3, 8, 8), torch.randn(10, 3, 8, 8, generator=generator(0))
+    sigma = torch.arange(10.0)
+    blur, gray = Blur(2), Gray()
+    PartialNoise(loss, [[blur], [blur, gray]], 0.4)(x_0, sigma, noise)
+    assert seen[0] is x_0
+    assert seen[1] is sigma
+    blurred = seen[2][:4].unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    assert blurred.abs().max() < 1e-6
+    assert seen[2][2:4].mean(1).abs().max() < 1e-6
+    assert seen[2][:2].mean(1).abs().max() > 0.1  # of these, no operator sees the grey
+    own = noise[:4] - noise[:4].unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5)).repeat_interleave(
+        2, 2
+    ).repeat_interleave(2, 3)
+    torch.testing.assert_close(seen[2][:2], own[:2])
+    torch.testing.assert_close(seen[2][2:4], (own - own.mean(1, keepdim=True))[2:4])
+    assert torch.equal(seen[2][4:], noise[4:])
 
 
 def test_the_denoising_loss_is_the_weighted_error_of_slow_loops() -> None:

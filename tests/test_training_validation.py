@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from zipcli.config import NoiseSchedule
-from zipcli.schedule import alpha_bars
-from zipcli.training.validation import denoising_table, eps_mse, timestep_of
+from zipcli.schedule import alpha_bars, timestep_at
+from zipcli.training.validation import denoising_table, eps_mse
 
 
 class Oracle:
@@ -68,9 +68,9 @@ def test_a_noise_level_has_its_timestep() -> None:
     alpha_bar = alpha_bars(NoiseSchedule())
     for t in (1, 10, 500, 998):
         std = ((1 - alpha_bar[t]) / alpha_bar[t]).sqrt().item()
-        assert timestep_of(model, std) == pytest.approx(t, abs=1e-6)
-    assert timestep_of(model, 1e-6) == 0
-    assert 10 < timestep_of(model, 0.05) < 50
+        assert timestep_at(model.schedule, std) == pytest.approx(t, abs=1e-6)
+    assert timestep_at(model.schedule, 1e-6) == 0
+    assert 10 < timestep_at(model.schedule, 0.05) < 50
 
 
 def test_a_batch_changes_nothing() -> None:

@@ -24,6 +24,7 @@ _SAMPLER = frozenset({"transforms", "model", "steps", "lambda_", "eta", "grid", 
 _NETWORK = frozenset({"device", "dtype", "batch_size", "fit", "tile", "overlap", "seed", "offline"})
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "zip": _SAMPLER | _NETWORK | {"clip_x0", "travel_length", "travel_repeat"},
+    "nullspace": _NETWORK | {"transforms", "model", "steps", "eta"},
     "blur": frozenset({"transforms", "device", "batch_size"}),
 }
 

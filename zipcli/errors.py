@@ -107,7 +107,7 @@ class StoppedError(ZipcliError):
 
     def __init__(self, exit_code: ExitCode) -> None:
         """Remember which signal, as the exit code it stands for."""
-        super().__init__("stopped by a signal")
+        super().__init__("stopped; what is written is complete")
         self.exit_code = exit_code
 
 

@@ -32,6 +32,18 @@ def sigmas(schedule: NoiseSchedule) -> Tensor:
     return ((1 - alpha_bar) / alpha_bar).sqrt()
 
 
+def timestep_at(schedule: NoiseSchedule, sigma: float) -> float:
+    """The timestep, with a fraction, at which the noise is `sigma` times as strong as the image.
+
+    Below the noise of the first timestep it is 0; beyond that of the last it goes on evenly.
+    """
+    log_sigma = sigmas(schedule).log()
+    wanted = torch.tensor(sigma, dtype=torch.float64).log()
+    above = int(torch.searchsorted(log_sigma, wanted).clamp(1, len(log_sigma) - 1))
+    low, high = log_sigma[above - 1].item(), log_sigma[above].item()
+    return max(0.0, above - 1 + (wanted.item() - low) / (high - low))
+
+
 def betas(schedule: NoiseSchedule) -> Tensor:
     """The share of the variance that each step replaces by noise, float64, (T,), within (0, 1)."""
     first, last, steps = schedule.beta_start, schedule.beta_end, schedule.timesteps

@@ -13,7 +13,7 @@ import click
 
 from zipcli import __version__
 from zipcli.cli.console import printable, replace_closed_streams
-from zipcli.errors import ExitCode, ZipcliError
+from zipcli.errors import ExitCode, StoppedError, ZipcliError
 from zipcli.registry import unknown_name
 
 COMMANDS = {
@@ -70,7 +70,10 @@ class Commands(click.Group):
             _abandon_stdout()  # whoever read our output is gone
             code = ExitCode.PIPE_CLOSED
         except ZipcliError as e:
-            _say_error(str(e), e.exit_code, as_json=as_json)
+            if isinstance(e, StoppedError) and not as_json:
+                click.echo(str(e), err=True)  # asked for: no error
+            else:
+                _say_error(str(e), e.exit_code, as_json=as_json)
             code = e.exit_code
         except Exception as e:
             if isinstance(e, OSError) and e.errno == errno.ENOSPC:  # standard output is a file on a full disk

@@ -65,7 +65,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=Name("method", METHOD_SETTINGS),
     default=PurifyConfig.method,
     show_default=True,
-    help="zip refills what the transforms removed; blur only transforms.",
+    help="zip refills what the transforms removed; nullspace does, too, and keeps the rest exactly as it is; "
+    "blur only transforms.",
 )
 @click.option(
     "--steps",

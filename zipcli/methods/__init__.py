@@ -7,6 +7,7 @@ METHODS: Registry[Method] = Registry(
     "method",
     {
         "zip": "zipcli.methods.zip:purify",
+        "nullspace": "zipcli.methods.nullspace:purify",
         "blur": "zipcli.methods.blur:purify",
     },
 )

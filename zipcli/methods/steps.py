@@ -1,8 +1,11 @@
 """One step of a reverse chain, in the field's letters."""
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
+
+from zipcli.errors import NonFiniteError
 
 
 def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
@@ -30,3 +33,17 @@ def ddim_sigma(alpha_bar: float, alpha_bar_prev: float, eta: float) -> float:
     """
     spread = math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar))
     return eta * spread * math.sqrt(1 - alpha_bar / alpha_bar_prev)
+
+
+def refuse_nonfinite(first_bad: Tensor, visited: Sequence[float]) -> None:
+    """Raise `NonFiniteError` where the state of an image was lost.
+
+    Args:
+        first_bad: The step at which each image was first NaN or infinite, -1 for never, (N,).
+        visited: Timestep of each step.
+    """
+    steps = first_bad.tolist()
+    images = tuple(n for n, step in enumerate(steps) if step >= 0)
+    if images:
+        step = int(min(steps[n] for n in images))
+        raise NonFiniteError(f"at step {step} (timestep {visited[step]:g})", images)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from zipcli.config import MethodConfig
-from zipcli.errors import NonFiniteError
 from zipcli.methods.grids import CLEAN, chain
-from zipcli.methods.steps import ddim_sigma, predict_x0
+from zipcli.methods.steps import ddim_sigma, predict_x0, refuse_nonfinite
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import alpha_bars
 
@@ -74,7 +73,7 @@ def purify(
         )
         bad = (first_bad < 0) & ~x_t.isfinite().flatten(1).all(dim=1)
         first_bad = torch.where(bad, step, first_bad)  # stays on the device until the end
-    _refuse_nonfinite(first_bad, visited)
+    refuse_nonfinite(first_bad, visited)
     return x_t
 
 
@@ -109,11 +108,3 @@ def confidence(alpha_bar: float, lambda_: float) -> float:
     Source: ZIP, section 3.4. It uses the alpha_bar of the current state, not of the next one.
     """
     return 1.0 - math.pow(alpha_bar, lambda_)
-
-
-def _refuse_nonfinite(first_bad: Tensor, visited: list[int]) -> None:
-    steps = first_bad.tolist()
-    images = tuple(n for n, step in enumerate(steps) if step >= 0)
-    if images:
-        step = int(min(steps[n] for n in images))
-        raise NonFiniteError(f"at step {step} (timestep {visited[step]})", images)

@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from zipcli.config import NoiseSchedule, PurifyConfig, check, purify_config
+from zipcli.config import METHOD_SETTINGS, NoiseSchedule, PurifyConfig, check, purify_config
 from zipcli.errors import ConfigError, InputError, MemoryExhaustedError, NonFiniteError, Reason
 from zipcli.images.fit import fit, fitted_size, unfit
 from zipcli.images.load import decode, from_pil, read_file
@@ -125,7 +125,8 @@ class Purifier:
             config.tile is None or native_side in (None, config.tile),
             f"tile: model {config.model} takes {native_side} pixels only; leave out --tile",
         )
-        chain(config, alpha_bars(schedule).tolist())
+        if "grid" in METHOD_SETTINGS[config.method]:
+            chain(config, alpha_bars(schedule).tolist())
         side = native_side or config.tile or (DEFAULT_WINDOW if config.fit == "tile" else CROP_SIDE)
         check(
             config.overlap is None or config.overlap <= side // 2,

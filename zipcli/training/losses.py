@@ -1,12 +1,14 @@
 """What is minimised: the error of a denoiser, or that of a published network's noise."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from zipcli.config import NoiseLevelConfig
-from zipcli.protocols import EpsModel
+from zipcli.projection import removed
+from zipcli.protocols import EpsModel, LinearOperator
 from zipcli.schedule import alpha_bars, sigmas
 
 
@@ -42,6 +44,31 @@ def denoising_loss(denoiser: nn.Module, x_0: Tensor, sigma: Tensor, noise: Tenso
     error = (denoiser(x_0 + sigma[:, None, None, None] * noise, sigma) - x_0) / c_out
     loss: Tensor = error.square().mean()
     return loss
+
+
+class PartialNoise:
+    """A loss whose noise, in a part of each batch, covers only what transforms remove.
+
+    A network that has seen such states fills in what is missing around what is exact, which the method
+    nullspace asks of it; it learns plain denoising no worse.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        choices: Sequence[Sequence[LinearOperator]],
+        share: float,
+    ) -> None:
+        """Wrap `loss`; a `share` of each batch is split evenly among `choices` of operators."""
+        self.loss, self.choices, self.share = loss, choices, share
+
+    def __call__(self, x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Compute the loss, a scalar, of the same arguments as the one inside."""
+        parts = []
+        for k, operators in enumerate(self.choices):
+            first, last = (round(len(noise) * self.share * n / len(self.choices)) for n in (k, k + 1))
+            parts.append(removed(noise[first:last], operators))
+        return self.loss(x_0, sigma, torch.cat([*parts, noise[round(len(noise) * self.share) :]]))
 
 
 class NoiseLoss:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zipcli.protocols import EpsModel
-from zipcli.schedule import alpha_bars, sigmas
+from zipcli.schedule import alpha_bars, timestep_at
 
 NOISE_STDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Standard deviations of noise on images in [-1, 1] at which a prior is measured."""
@@ -71,7 +71,7 @@ def denoising_table(
 
 def denoise(model: EpsModel, x: Tensor, std: float) -> Tensor:
     """Estimate the clean images, (N, C, H, W), in x = x_0 + std n, n ~ N(0, I), by the posterior mean."""
-    t = torch.full((len(x),), timestep_of(model, std), device=x.device)
+    t = torch.full((len(x),), timestep_at(model.schedule, std), device=x.device)
     eps = model(x / (1 + std**2) ** 0.5, t)[:, : model.channels]
     return x - std * eps
 
@@ -102,15 +102,6 @@ def eps_mse(model: EpsModel, images: Tensor, *, seed: int = 0, batch: int = 16) 
         for x, times, eps in zip(*(torch.split(part, batch) for part in (x_t, t, noise)), strict=True)
     ]
     return torch.cat(errors).mean().item()
-
-
-def timestep_of(model: EpsModel, std: float) -> float:
-    """The timestep, with a fraction, at which the noise is `std` times as strong as the image."""
-    log_sigma = sigmas(model.schedule).log()
-    wanted = torch.tensor(std, dtype=torch.float64).log()
-    above = int(torch.searchsorted(log_sigma, wanted).clamp(1, len(log_sigma) - 1))
-    low, high = log_sigma[above - 1].item(), log_sigma[above].item()
-    return max(0.0, above - 1 + (wanted.item() - low) / (high - low))
 
 
 def noise_like(images: Tensor, seed: int) -> Tensor:

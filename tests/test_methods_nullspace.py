@@ -1,0 +1,136 @@
+"""Nullspace: exact where the transforms see, a draw from the prior where they do not."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeEps
+from torch import Tensor
+
+from zipcli.config import MethodConfig
+from zipcli.errors import NonFiniteError
+from zipcli.methods.nullspace import HIGHEST_SIGMA, LOWEST_SIGMA, noise_levels, purify
+from zipcli.projection import removed
+from zipcli.protocols import LinearOperator, Noise
+from zipcli.schedule import alpha_bars
+from zipcli.transforms import make_operator
+
+BuildNoise = Callable[[list[int]], Noise]
+
+
+def operators(*names: str) -> tuple[LinearOperator, ...]:
+    def half(name: str) -> Tensor:
+        mask = torch.ones(1, 1, 6, 8, dtype=torch.float64)
+        mask[..., 4:] = 0
+        return mask
+
+    return tuple(make_operator(name, half) for name in names)
+
+
+def random_images(count: int, H: int = 6, W: int = 8, seed: int = 0) -> Tensor:
+    return (
+        torch.rand(count, 3, H, W, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    )
+
+
+class GaussianPrior(FakeEps):
+    """The exact noise predictor of images whose pixels are independent, N(mean, std^2)."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.variance = mean, std**2
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        self.timesteps.append(t[0].item())
+        table = alpha_bars(self.schedule).log().numpy()
+        alpha_bar = math.exp(np.interp(t[0].item(), np.arange(len(table)), table))
+        centred = x_t - math.sqrt(alpha_bar) * self.mean
+        return math.sqrt(1 - alpha_bar) * centred / (alpha_bar * self.variance + 1 - alpha_bar)
+
+
+@pytest.mark.parametrize(
+    "names", [("blur:2",), ("gray",), ("blur:4+gray",), ("blur:2", "gray"), ("mask:half",)]
+)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_the_transforms_keep_stays_exact(
+    names: tuple[str, ...], eta: float, fixed_noise: BuildNoise
+) -> None:
+    x, used = random_images(2), operators(*names)
+    out = purify(x, FakeEps(), used, MethodConfig(steps=5, eta=eta), noise=fixed_noise([1, 2]))
+    for A in used:
+        torch.testing.assert_close(A.forward(out), A.forward(x), rtol=0, atol=1e-12)
+    assert (out - x).abs().max() > 0.1
+
+
+def test_the_chain_is_ddim_written_with_noise_over_image(fixed_noise: BuildNoise) -> None:
+    """The same numbers from the usual letters: alpha_bar, sigma of DDIM's eq. 16, one pixel row at a time."""
+    x, (A,), eta, steps = random_images(1), operators("blur:2"), 0.7, 4
+    prior = GaussianPrior(0.1, 0.5)
+    out = purify(x, prior, (A,), MethodConfig(steps=steps, eta=eta), noise=fixed_noise([3]))
+
+    def hidden(v: Tensor) -> Tensor:
+        return v - A.pinv(A.forward(v), (6, 8))
+
+    noise, levels = fixed_noise([3]), [*np.geomspace(HIGHEST_SIGMA, LOWEST_SIGMA, steps), 0.0]
+    bars = [1 / (1 + sigma**2) for sigma in levels]
+    x_t = bars[0] ** 0.5 * (x - hidden(x)) + (1 - bars[0]) ** 0.5 * hidden(noise(x))
+    for k in range(steps):
+        a, b = bars[k], bars[k + 1]
+        eps = hidden(prior(x_t, torch.tensor([prior.timesteps[k]])))
+        x_0 = (x_t - (1 - a) ** 0.5 * eps) / a**0.5
+        spread = eta * ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5
+        x_t = b**0.5 * x_0 + (1 - b - spread**2) ** 0.5 * eps + spread * hidden(noise(x))
+    torch.testing.assert_close(out, x_t, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_a_mask_hides_is_drawn_from_the_prior(eta: float) -> None:
+    """Pixels that know nothing of each other: the hidden ones must be N(0.2, 0.3^2), whatever is beside them.
+
+    The start leaves a little of the middle grey it begins from: HIGHEST_SIGMA is 2 and not infinite.
+    """
+    x = random_images(400)
+    generator = torch.Generator().manual_seed(0)
+    out = purify(
+        x,
+        GaussianPrior(0.2, 0.3),
+        operators("mask:half"),
+        MethodConfig(steps=100, eta=eta),
+        noise=lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype),
+    )
+    drawn = out[..., 4:]
+    assert drawn.mean().item() == pytest.approx(0.2, abs=0.03)
+    assert drawn.std().item() == pytest.approx(0.3, rel=0.03)
+    assert torch.equal(out[..., :4], x[..., :4])
+
+
+def test_removed_is_a_projection_and_complements_what_is_kept() -> None:
+    x, used = random_images(2), operators("blur:2", "gray")
+    hidden = removed(x, used)
+    torch.testing.assert_close(removed(hidden, used), hidden, rtol=0, atol=1e-14)
+    for A in used:
+        assert A.forward(hidden).abs().max() < 1e-14
+
+
+def test_the_noise_falls_evenly_on_a_logarithmic_scale() -> None:
+    assert noise_levels(1) == [HIGHEST_SIGMA]
+    levels = noise_levels(20)
+    assert (levels[0], levels[-1]) == pytest.approx((HIGHEST_SIGMA, LOWEST_SIGMA))
+    np.testing.assert_allclose(np.diff(np.log(levels)), np.diff(np.log(levels))[0])
+
+
+def test_a_lost_state_names_the_image_and_the_step(fixed_noise: BuildNoise) -> None:
+    class Lost(FakeEps):
+        def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+            eps = super().__call__(x_t, t).clone()
+            if len(self.timesteps) == 2:
+                eps[1] = math.nan
+            return eps
+
+    with pytest.raises(NonFiniteError, match="at step 1") as caught:
+        purify(
+            random_images(3), Lost(), operators("blur"), MethodConfig(steps=3), noise=fixed_noise([1, 2, 3])
+        )
+    assert caught.value.images == (1,)
