@@ -36,7 +36,7 @@ TRIGGERS: dict[str, list[str]] = {
 }
 """Options of each training set; for a clean-label attack 0.05 of all images are half of the target class."""
 
-EPOCHS = {"sig": 5, "bpp": 4, "wanet": 8}
+EPOCHS = {"sig": 5, "bpp": 4, "lc": 12, "cba": 6, "inputaware": 4, "wanet": 8}
 """Where the two of train_victim.py do not suffice."""
 
 DEFENCES = {

@@ -2,6 +2,7 @@
 
     python examples/measure_prior.py                       # 1,000 CIFAR-10 test images, 50 photos
     python examples/measure_prior.py --images 64 --photos 0 --json
+    python examples/measure_prior.py --method nullspace
     python examples/measure_prior.py --posterior-mean 8    # the closest image instead of a likely one
     python examples/measure_prior.py --images 5000 --photos 0 --transforms blur:2 --classifier FILE
 
@@ -56,8 +57,9 @@ def main() -> None:
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--transforms", action="append", help="one choice, such as blur:2 or blur:2,gray")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--lambda", dest="lambda_", type=float, default=10)
-    parser.add_argument("--posterior-mean", type=int, metavar="K", help="not ZIP, but K evaluations")
+    parser.add_argument("--method", default="zip", choices=("zip", "nullspace"))
+    parser.add_argument("--lambda", dest="lambda_", type=float, default=10, help="of zip")
+    parser.add_argument("--posterior-mean", type=int, metavar="K", help="no method, but K evaluations")
     parser.add_argument("--classifier", type=Path, metavar="FILE")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--json", action="store_true")
@@ -108,12 +110,13 @@ def measure(
 
 
 def make_purifier(transforms: list[str], options: argparse.Namespace) -> "Purifier | PosteriorMean":
-    """What the options ask for: ZIP, or posterior-mean steps."""
+    """What the options ask for: a method, or posterior-mean steps."""
     if options.posterior_mean:
         return PosteriorMean(options.model, transforms, options.posterior_mean, options.seed)
-    return Purifier.from_pretrained(
-        options.model, transforms=transforms, steps=options.steps, lambda_=options.lambda_, seed=options.seed
-    )
+    settings: dict[str, Any] = {"steps": options.steps, "seed": options.seed, "method": options.method}
+    if options.method == "zip":
+        settings["lambda_"] = options.lambda_
+    return Purifier.from_pretrained(options.model, transforms=transforms, **settings)
 
 
 def purify_all(purifier: "Purifier | PosteriorMean", images: list[Pixels]) -> list[Pixels]:

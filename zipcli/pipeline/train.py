@@ -34,15 +34,22 @@ from zipcli.pipeline.plan import check_folder
 from zipcli.pipeline.sheet import draw_sheet
 from zipcli.protocols import EpsModel
 from zipcli.training.data import batch_at
-from zipcli.training.losses import NoiseLoss, denoising_loss
+from zipcli.training.losses import NoiseLoss, PartialNoise, denoising_loss
 from zipcli.training.trainer import Checkpoint, Loss, Report, Trainer, unfinished
 from zipcli.training.validation import DenoisingRow, denoising_table, eps_mse
+from zipcli.transforms import make_operator
 
 LR_NEW, LR_TUNED, LR_PUBLISHED = 4e-3, 1e-3, 5e-5
 """Highest learning rates: of a new network, of one that Muon trained, of one that Adam did."""
 
 CURVE_POINTS = 10
 CHECKPOINT, MODEL, SHEET, LOCK = "checkpoint.safetensors", "model.safetensors", "sheet.png", "lock"
+
+PARTIAL_SHARE = 0.4
+PARTIAL = ("blur:2", "blur:2", "blur:4", "blur:8", "gray", "gray", "blur:2 gray", "blur:4 gray")
+"""In this share of every batch there is noise only where the transforms, of one word or two, keep nothing;
+the finest blur and the colours are what is most often asked for. Without a prior that has seen such states
+the method nullspace is of no use."""
 
 RUINED = 1.5
 """A model that was tuned and errs this many times as much as before is not worth having."""
@@ -243,6 +250,7 @@ class TrainRun:
             "holdout": config.holdout,
             "start": start.sha256 if start else config.size,
             "dtype": str(self.dtype),
+            "partial": [PARTIAL_SHARE, *PARTIAL],
         }
         self.checkpoint = Checkpoint(work / CHECKPOINT, self.settings)
 
@@ -385,7 +393,22 @@ def trained_part(model: Prior | UNetPrior, device: torch.device) -> tuple[nn.Mod
     """What of a model has weights, and the loss that they are trained with."""
     if isinstance(model, UNetPrior):
         return model.net, NoiseLoss(model, device)
-    return model.denoiser, lambda x_0, sigma, noise: denoising_loss(model.denoiser, x_0, sigma, noise)
+
+    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        return denoising_loss(model.denoiser, x_0, sigma, noise)
+
+    return model.denoiser, with_partial_noise(loss, model.channels)
+
+
+def with_partial_noise(loss: Loss, channels: int) -> Loss:
+    """The loss of a network of ours, which learns from the states of the method nullspace as well."""
+    choices = [words.split() for words in PARTIAL if channels == 3 or "gray" not in words]
+    operators = [[make_operator(word, _no_mask) for word in words] for words in choices]
+    return PartialNoise(loss, operators, PARTIAL_SHARE)
+
+
+def _no_mask(file: str) -> Tensor:
+    raise AssertionError(file)  # none of the transforms above reads one
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
