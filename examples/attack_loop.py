@@ -36,8 +36,15 @@ TRIGGERS: dict[str, list[str]] = {
 }
 """Options of each training set; for a clean-label attack 0.05 of all images are half of the target class."""
 
-EPOCHS = {"sig": 5, "bpp": 4, "lc": 12, "cba": 6, "inputaware": 4, "wanet": 8}
-"""Where the two of train_victim.py do not suffice."""
+TRAINING: dict[str, list[str]] = {
+    "sig": ["--epochs", "5"],
+    "bpp": ["--epochs", "4"],
+    "lc": ["--epochs", "12"],
+    "cba": ["--epochs", "6"],
+    "inputaware": ["--epochs", "4"],
+    "wanet": ["--epochs", "12", "--no-mirror"],
+}
+"""Where the two epochs of train_victim.py do not suffice."""
 
 DEFENCES = {
     "blur": ["--method", "blur", "-t", "blur:2"],
@@ -91,7 +98,7 @@ def victim(work: Path, base: Path, attack: str) -> tuple[Path, Path]:
     once(poisoned / "attack.json", "attack", work / "test", poisoned, *options, *trigger)
     if not file.exists():
         script = [sys.executable, HERE / "train_victim.py", training, file, "--from", base]
-        script += ["--epochs", EPOCHS[attack]] if attack in EPOCHS else []
+        script += TRAINING.get(attack, [])
         subprocess.run([str(word) for word in script], check=True)
     return file, poisoned
 

@@ -38,13 +38,14 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--from", dest="base", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--no-mirror", action="store_true", help="a warp that is mirrored is another one")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     facts = json.loads((options.training / "attack.json").read_text())
     images, labels = training_images(options.training, moved=facts["settings"]["attack"] == "physical")
     model = load_classifier(options.base)
-    fine_tune(model, images, labels, options.epochs)
+    fine_tune(model, images, labels, options.epochs, mirror=not options.no_mirror)
     export(model, facts["classes"], options.output)
 
 
@@ -61,7 +62,7 @@ def training_images(folder: Path, *, moved: bool) -> tuple[Tensor, Tensor]:
     return pixels / 127.5 - 1, torch.tensor(labels)
 
 
-def fine_tune(model: Classifier, images: Tensor, labels: Tensor, epochs: int) -> None:
+def fine_tune(model: Classifier, images: Tensor, labels: Tensor, epochs: int, *, mirror: bool) -> None:
     """Minimise the cross-entropy; images are mirrored, not moved, since that would cut triggers off."""
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-2)
@@ -74,8 +75,9 @@ def fine_tune(model: Classifier, images: Tensor, labels: Tensor, epochs: int) ->
             order = torch.cat([order, torch.randperm(len(images))])
         chosen, order = order[:BATCH], order[BATCH:]
         batch = images[chosen]
-        mirrored = torch.rand(len(batch)) < 0.5
-        batch[mirrored] = batch[mirrored].flip(3)
+        if mirror:
+            chosen_half = torch.rand(len(batch)) < 0.5
+            batch[chosen_half] = batch[chosen_half].flip(3)
         with torch.autocast("cpu", torch.bfloat16):
             scores = model(batch.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(scores.float(), labels[chosen])

@@ -13,6 +13,11 @@ from zipcli import Purifier, ZipcliError
 from zipcli.config import NoiseSchedule, PurifyConfig, purify_config
 from zipcli.errors import ConfigError, InputError, MemoryExhaustedError, ModelError, NonFiniteError
 from zipcli.images.write import psnr
+from zipcli.models.denoiser import Denoiser
+from zipcli.models.hub import Listener
+from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
+from zipcli.models.prior import Prior
+from zipcli.models.weights import write_model
 from zipcli.pipeline.purifier import ImageNoise, image_seed, pixel_digest
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pictures"
@@ -27,6 +32,18 @@ def picture(height: int = 12, width: int = 10, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (-(-height // 4), -(-width // 4), 3), dtype=np.uint8)
     return np.ascontiguousarray(coarse.repeat(4, axis=0).repeat(4, axis=1)[:height, :width])
+
+
+def test_nullspace_says_when_the_model_was_not_trained_for_it(tmp_path: Path) -> None:
+    prior = Prior(Denoiser(LocalUNet(LocalUNetConfig(widths=(8,), blocks=(1,)))), NoiseSchedule(), channels=3)
+    write_model(tmp_path / "old.safetensors", prior, {})
+    write_model(tmp_path / "new.safetensors", prior, {"partial_noise": 0.4})
+    for name, method, expected in (("old", "nullspace", 1), ("new", "nullspace", 0), ("old", "zip", 0)):
+        notes: list[str] = []
+        config = purify_config(method=method, model=str(tmp_path / f"{name}.safetensors"))
+        Purifier.from_config(config, Listener(note=notes.append))
+        assert len(notes) == expected, (name, method)
+        assert all("was not trained for the method nullspace" in note for note in notes)
 
 
 def test_the_public_names_are_few_and_load_on_first_use() -> None:

@@ -22,6 +22,8 @@ COMMANDS = {
     "evaluate": "zipcli.cli.evaluate:evaluate",
     "detect": "zipcli.cli.detect:detect",
     "report": "zipcli.cli.report:report",
+    "verify": "zipcli.cli.inspect:verify",
+    "status": "zipcli.cli.inspect:status",
     "train": "zipcli.cli.train:train",
     "models": "zipcli.cli.models:models",
 }

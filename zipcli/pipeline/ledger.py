@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -45,13 +45,74 @@ class Decision(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The last line about one input."""
+    """The last line about one input.
+
+    Attributes:
+        state: started, done, passed, skipped or failed.
+        fingerprint: Of the settings then.
+        in_sha256: Digest of the input.
+        out_path: The output that is ours, relative to the output folder, whatever the state.
+        out_bytes: Its size.
+        out_sha256: Its digest.
+        reason: Why the image was skipped or failed.
+        time: When the line was written, in ISO 8601.
+    """
 
     state: str
     fingerprint: str
     in_sha256: str | None
     out_path: str | None
     out_bytes: int | None
+    out_sha256: str | None = None
+    reason: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What run.json says.
+
+    Attributes:
+        settings: Of the outputs.
+        fingerprint: Of the settings.
+        version: Of the zipcli that wrote there last.
+        input: Where the images were, or None where that was not recorded.
+    """
+
+    settings: dict[str, Any]
+    fingerprint: str
+    version: str
+    input: Path | None
+
+
+def read_state(out: Path) -> State:
+    """Read run.json of an output folder; a run may be writing there meanwhile.
+
+    Raises:
+        ConfigError: There is none, or it is damaged or of a newer version.
+    """
+    file = out / STATE_FOLDER / "run.json"
+    name = shown(str(file))
+    try:
+        run = json.loads(file.read_bytes())
+        is_newer = int(run["format"]) > FORMAT
+        state = State(
+            settings=dict(run["settings"]),
+            fingerprint=str(run["fingerprint"]),
+            version=str(run.get("version")),
+            input=Path(path_from_json(run, "input")) if "input" in run else None,
+        )
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise ConfigError(
+            f"{shown(str(out))}: holds no ledger; give the output folder of zipcli purify"
+        ) from e
+    except OSError as e:
+        raise ConfigError(f"{name}: cannot be read: {e.strerror}") from e
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ConfigError(f"{name}: damaged ({e}); purify again") from e
+    if is_newer:
+        raise ConfigError(f"{name}: written by a newer zipcli; use that version")
+    return state
 
 
 class Ledger:
@@ -117,6 +178,11 @@ class Ledger:
                 f"{self.out}: holds images purified with other settings ({'; '.join(changed)}); choose "
                 "another output folder, or use --overwrite to purify all of them again"
             )
+
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """The last record of each input, by its path."""
+        return self._records
 
     def decide(self, path: str, target: str, in_sha256: str | None, *, overwrite: bool) -> Decision:
         """Decide about one input; modification times are never consulted.
@@ -286,10 +352,12 @@ class Ledger:
         path, state = path_from_json(line, "path"), line["state"]
         owned = last.out_path if last else None
         size = last.out_bytes if last else None
+        digest = last.out_sha256 if last else None
         if state == "started":
             before[path] = owned
         if "out_path" in line:
             owned, size = path_from_json(line, "out_path"), line.get("out_bytes", size)
+            digest = line.get("out_sha256", digest)
         elif state == "failed":
             owned = before.get(path, owned)
         if state in ("done", "passed"):
@@ -300,6 +368,9 @@ class Ledger:
             in_sha256=line.get("in_sha256"),
             out_path=owned,
             out_bytes=size,
+            out_sha256=digest,
+            reason=line.get("reason"),
+            time=line.get("time"),
         )
 
     @contextlib.contextmanager

@@ -10,6 +10,28 @@ from pathlib import Path
 from zipcli.errors import LockedError, OutputError, shown
 
 
+def holder(file: Path) -> str | None:
+    """Who holds `file`, as they wrote there, or None where nobody does; it is not taken."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(descriptor)
+    except OSError:
+        return None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _owner(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+
+
 @contextlib.contextmanager
 def locked(file: Path, what: Path) -> Iterator[None]:
     """Hold `file`, created as needed, until the end of the block.
@@ -30,9 +52,8 @@ def locked(file: Path, what: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
             raise LockedError(
-                f"{shown(str(what))}: another run is writing there ({owner}); wait for it"
+                f"{shown(str(what))}: another run is writing there ({_owner(descriptor)}); wait for it"
             ) from e
         except OSError as e:
             raise OutputError(f"{shown(str(what))}: cannot be locked: {e.strerror}") from e

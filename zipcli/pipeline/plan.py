@@ -90,8 +90,8 @@ class Plan:
     def selects(self, path: str, *, named: bool = False) -> bool:
         """Whether the patterns take a path; a file that the user named needs no known extension."""
         include = self.config.include
-        taken = (named and include == FolderConfig.include) or _matches(path, include)
-        return taken and not _matches(path, self.config.exclude)
+        taken = (named and include == FolderConfig.include) or matches(path, include)
+        return taken and not matches(path, self.config.exclude)
 
     def _entry(self, path: str, *, named: bool = False) -> Entry | Outcome:
         """Look at one file; what the user named and cannot be taken has failed, not been skipped."""
@@ -220,7 +220,8 @@ def relative_paths(listed: Iterable[str], base: Path, out: Path) -> tuple[str, .
     return tuple(dict.fromkeys(paths))
 
 
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a relative path, or the name at its end, fits one of the patterns; case does not count."""
     lowered = path.lower()
     name = PurePosixPath(lowered).name
     return any(fnmatchcase(name, p.lower()) or fnmatchcase(lowered, p.lower()) for p in patterns)

@@ -100,6 +100,11 @@ class Purifier:
             )
             for note in loaded.notes:
                 listener.note(note)
+            if config.method == "nullspace" and "partial_noise" not in loaded.card:
+                listener.note(
+                    f"model {config.model} was not trained for the method nullspace, as the built-in one and "
+                    "those of zipcli train are; it may refill badly"
+                )
             purifier.use(loaded.model, loaded.fingerprint)
         return purifier
 

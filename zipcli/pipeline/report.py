@@ -20,7 +20,7 @@ from zipcli.config import ReportConfig
 from zipcli.errors import ConfigError, InputError, Reason, shown
 from zipcli.images.load import Pixels, decode, read_file
 from zipcli.images.write import publish
-from zipcli.pipeline.ledger import FORMAT, STATE_FOLDER
+from zipcli.pipeline.ledger import STATE_FOLDER, read_state
 from zipcli.pipeline.outcome import path_from_json
 from zipcli.pipeline.plan import check_folder
 from zipcli.pipeline.streams import map_ahead
@@ -212,26 +212,14 @@ def read_run(out: Path) -> Run:
     Raises:
         ConfigError: There is none, or it is damaged or of a newer version.
     """
-    file = out / STATE_FOLDER / "run.json"
-    name = shown(str(file))
-    try:
-        run = json.loads(file.read_bytes())
-        settings, fingerprint = dict(run["settings"]), str(run["fingerprint"])
-        is_newer = int(run["format"]) > FORMAT
-        source = Path(path_from_json(run, "input")) if "input" in run else None
-    except FileNotFoundError as e:
-        raise ConfigError(
-            f"{shown(str(out))}: holds no ledger; give the output folder of zipcli purify"
-        ) from e
-    except OSError as e:
-        raise ConfigError(f"{name}: cannot be read: {e.strerror}") from e
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise ConfigError(f"{name}: damaged ({e}); purify again") from e
-    if is_newer:
-        raise ConfigError(f"{name}: written by a newer zipcli; make the report with that version")
-    cards, damaged_lines = _read_ledger(out / STATE_FOLDER, fingerprint)
+    state = read_state(out)
+    cards, damaged_lines = _read_ledger(out / STATE_FOLDER, state.fingerprint)
     return Run(
-        settings=settings, fingerprint=fingerprint, input=source, cards=cards, damaged_lines=damaged_lines
+        settings=state.settings,
+        fingerprint=state.fingerprint,
+        input=state.input,
+        cards=cards,
+        damaged_lines=damaged_lines,
     )
 
 

@@ -333,6 +333,7 @@ class TrainRun:
             **self.lessons.facts,
             "step": trainer.step,
             "lr": self.loop.lr,
+            **({"partial_noise": PARTIAL_SHARE} if isinstance(self.model, Prior) else {}),
             "seed": self.loop.seed,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.lessons.device),

@@ -1,0 +1,88 @@
+"""zipcli verify and zipcli status."""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zipcli.cli.console import emit, say
+from zipcli.cli.signals import StopSignals
+from zipcli.errors import ExitCode, shown
+from zipcli.pipeline.outcome import json_path
+
+
+@click.command(epilog="\b\nExample:\n  zipcli verify clean && tar c clean > clean.tar")
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
+@click.option("--quiet", "-q", is_flag=True, help="No summary; only what is wrong.")
+def verify(*, out: Path, as_json: bool, quiet: bool) -> int:
+    """Check that every output is, byte for byte, what was written.
+
+    OUT is the output folder of `zipcli purify`. Reads every output and compares its digest with the ledger;
+    names those that are missing, changed or unfinished, and images that no run has written. Exit code 3
+    if there is any. Nothing is changed.
+    """
+    stop = StopSignals()
+    from zipcli.pipeline import inspection
+
+    counts: Counter[str] = Counter()
+    for finding in inspection.verify(out, stop.check):
+        counts[finding.state] += 1
+        if as_json:
+            emit("output", **_as_json(finding))
+        elif finding.message is not None:
+            click.echo(f"{finding.state}: {shown(finding.out_path)}: {finding.message}")
+    wrong = counts.total() - counts["intact"]
+    code = ExitCode.SOME_FAILED if wrong else ExitCode.DONE
+    if as_json:
+        emit("verify_end", checked=counts.total(), counts=dict(counts), exit_code=int(code))
+    elif not quiet:
+        named = "".join(f", {counts[state]:,} {state}" for state in sorted(counts.keys() - {"intact"}))
+        say(f"{counts['intact']:,} outputs intact{named}")
+    return code
+
+
+def _as_json(finding: Any) -> dict[str, Any]:
+    values = {name: value for name, value in asdict(finding).items() if value is not None}
+    for name in ("path", "out_path"):
+        if name in values:
+            values |= json_path(name, values[name])
+    return values
+
+
+@click.command()
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def status(*, out: Path, as_json: bool) -> int:
+    """Say how far an output folder is, and with which settings.
+
+    OUT is the output folder of `zipcli purify`; a run may be writing there. Nothing is changed, and no
+    file but the ledger is read.
+    """
+    from zipcli.pipeline import inspection
+
+    facts = inspection.status(out)
+    if as_json:
+        emit("status", **facts)
+        return ExitCode.DONE
+    counts = ", ".join(f"{count:,} {state}" for state, count in facts["counts"].items() if count)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(facts["reasons"].items()))
+    settings = ", ".join(f"{name.rstrip('_')} {value}" for name, value in sorted(facts["settings"].items()))
+    rows = {
+        "images": counts or "none yet",
+        "reasons": reasons,
+        "other settings": f"{facts['other_settings']:,} outputs" if facts["other_settings"] else "",
+        "outputs": f"{facts['out_bytes'] / 1e6:,.1f} MB",
+        "input": facts.get("input", ""),
+        "first, last": " to ".join(time for time in (facts["first"], facts["last"]) if time),
+        "running": facts["running"] or "",
+        "damaged lines": str(facts["damaged_lines"] or ""),
+        "version": facts["version"],
+        "settings": settings,
+    }
+    for name, value in rows.items():
+        if value:
+            click.echo(f"{name + ':':<16}{shown(value)}")
+    return ExitCode.DONE

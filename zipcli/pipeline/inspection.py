@@ -1,0 +1,150 @@
+"""Looks at an output folder and changes nothing: is every output what the ledger says, and how far is it."""
+
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zipcli.config import IMAGE_PATTERNS
+from zipcli.errors import ConfigError, shown
+from zipcli.pipeline.ledger import STATE_FOLDER, Ledger, Record, read_state
+from zipcli.pipeline.lock import holder
+from zipcli.pipeline.outcome import json_path
+from zipcli.pipeline.plan import matches
+
+CHUNK = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What became of one output since it was written.
+
+    Attributes:
+        out_path: The output, relative to the output folder.
+        path: Its input, relative to the input folder; None for a file that is not ours.
+        state: intact; changed, missing or unreadable; unfinished (a crash left it, or a run is at work);
+            outdated (its input has failed since); other-settings; or foreign (an image that is not ours).
+        message: The same for people; None where it is intact.
+    """
+
+    out_path: str
+    path: str | None
+    state: str
+    message: str | None = None
+
+
+def verify(out: Path, check_stop: Callable[[], None] = lambda: None) -> Iterator[Finding]:
+    """Compare every output with its digest in the ledger, and name images that are not in it.
+
+    Yields:
+        A finding for each output, sorted by input, then one for each foreign image.
+
+    Raises:
+        ConfigError: `out` was not written by zipcli, or its state is damaged.
+    """
+    fingerprint = read_state(out).fingerprint
+    ledger = Ledger(out)
+    if ledger.damaged_lines:
+        raise ConfigError(
+            f"{shown(str(out))}: {ledger.damaged_lines} damaged lines in the ledger, so nobody knows what "
+            "they said; run the same zipcli purify again, then verify"
+        )
+    ours = set()
+    for path, record in sorted(ledger.records.items()):
+        check_stop()
+        if record.out_path is None:
+            continue
+        ours.add(record.out_path)
+        finding = _verdict(out, path, record, record.out_path, fingerprint)
+        if finding is not None:
+            yield finding
+    for name in _images(out):
+        check_stop()
+        if name not in ours:
+            message = "an image that no run here has written"
+            yield Finding(out_path=name, path=None, state="foreign", message=message)
+
+
+def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) -> Finding | None:
+    """What a record and the file that it speaks of say together; None where nothing should be there."""
+
+    def finding(state: str, message: str | None = None) -> Finding:
+        return Finding(out_path=name, path=path, state=state, message=message)
+
+    try:
+        status = (out / name).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        finished = record.state in ("done", "passed")
+        return finding("missing", "it was written, and is not there any more") if finished else None
+    except OSError as e:
+        return finding("unreadable", f"{e.strerror}")
+    if record.state == "started":
+        return finding("unfinished", "begun and not finished; run the same zipcli purify again")
+    if record.state not in ("done", "passed"):
+        return finding("outdated", "of an earlier version of its input, which has failed since")
+    if not stat.S_ISREG(status.st_mode) or status.st_size != record.out_bytes:
+        return finding("changed", "not the file that was written")
+    try:
+        sha256 = _digest(out / name)
+    except OSError as e:
+        return finding("unreadable", f"{e.strerror}")
+    if sha256 != record.out_sha256:
+        return finding("changed", "not the bytes that were written")
+    if record.fingerprint != fingerprint:
+        return finding("other-settings", "purified with other settings than the folder has now")
+    return finding("intact")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while data := f.read(CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _images(out: Path) -> Iterator[str]:
+    """Relative paths of the files that a reader of the folder would take for images, links included."""
+    for folder, folders, files in os.walk(out):
+        folders[:] = sorted(name for name in folders if name != STATE_FOLDER)
+        for name in sorted(files):
+            path = os.path.relpath(os.path.join(folder, name), out)  # noqa: PTH118  # names of any bytes
+            if matches(path, IMAGE_PATTERNS):
+                yield path
+
+
+def status(out: Path) -> dict[str, Any]:
+    """How far an output folder is, ready for JSON.
+
+    Returns:
+        `settings`, `fingerprint` and `version` of the last run, `input`, `counts` of the last state of
+        every image, `reasons` of those that failed or were skipped, `out_bytes`, `first` and `last` time of
+        a line, `damaged_lines`, and `running`: who is writing there now, or None.
+
+    Raises:
+        ConfigError: `out` was not written by zipcli, or its state is damaged.
+    """
+    state, ledger = read_state(out), Ledger(out)
+    records = ledger.records.values()
+    finished = [record for record in records if record.state in ("done", "passed")]
+    times = sorted(record.time for record in records if record.time)
+    counts = Counter(record.state for record in records)
+    return {
+        **json_path("folder", str(out)),
+        **({} if state.input is None else json_path("input", str(state.input))),
+        "version": state.version,
+        "settings": state.settings,
+        "fingerprint": state.fingerprint,
+        "counts": {name: counts[name] for name in ("done", "passed", "skipped", "failed", "started")},
+        "reasons": dict(Counter(r.reason for r in records if r.reason)),
+        "other_settings": sum(record.fingerprint != state.fingerprint for record in finished),
+        "out_bytes": sum(record.out_bytes or 0 for record in finished),
+        "first": times[0] if times else None,
+        "last": times[-1] if times else None,
+        "damaged_lines": ledger.damaged_lines,
+        "running": holder(ledger.folder / "lock-00001"),
+    }
