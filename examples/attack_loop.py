@@ -23,9 +23,9 @@ TRIGGERS: dict[str, list[str]] = {
     "blended": [],
     "physical": [],
     "wanet": [],
-    "sig": ["--rate", "0.05"],
+    "sig": ["--rate", "0.08"],
     "bpp": [],
-    "lc": ["--rate", "0.05"],
+    "lc": ["--rate", "0.08"],
     "refool": [],
     "cba": [],
     "lf": [],
@@ -34,15 +34,15 @@ TRIGGERS: dict[str, list[str]] = {
     "inputaware": [],
     "issba": [],
 }
-"""Options of each training set; for a clean-label attack 0.05 of all images are half of the target class."""
+"""Options of each training set; for a clean-label attack 0.08 of all images are most of the target class."""
 
 TRAINING: dict[str, list[str]] = {
-    "sig": ["--epochs", "5"],
+    "sig": ["--epochs", "4"],
     "bpp": ["--epochs", "4"],
-    "lc": ["--epochs", "12"],
-    "cba": ["--epochs", "6"],
+    "lc": ["--epochs", "4"],
+    "cba": ["--epochs", "4"],
     "inputaware": ["--epochs", "4"],
-    "wanet": ["--epochs", "12", "--no-mirror"],
+    "wanet": ["--epochs", "10", "--no-mirror"],
 }
 """Where the two epochs of train_victim.py do not suffice."""
 

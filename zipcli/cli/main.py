@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "zipcli.cli.inspect:verify",
     "status": "zipcli.cli.inspect:status",
     "train": "zipcli.cli.train:train",
+    "doctor": "zipcli.cli.doctor:doctor",
     "models": "zipcli.cli.models:models",
 }
 
