@@ -355,6 +355,7 @@ class FolderConfig:
         quality: Quality of JPEG files; they are written without chroma subsampling.
         metadata: safe keeps resolution, date and camera; none keeps nothing.
         overwrite: Replace outputs that have other settings or that we did not write.
+        paranoid: Read every output of an earlier run, and purify again where it is not what was written.
         jobs: Threads that read and write images while the network runs.
         detector: Which detector decides what needs purifying; none purifies everything.
     """
@@ -365,6 +366,7 @@ class FolderConfig:
     quality: int = 95
     metadata: str = "safe"
     overwrite: bool = False
+    paranoid: bool = False
     jobs: int = 4
     detector: str = "none"
 

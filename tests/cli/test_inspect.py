@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cli.shell import BLUR, invoke, json_lines, originals, picture, pictures, run, start, tree, until
+from cli.shell import BLUR, invoke, json_lines, originals, picture, pictures, redone, run, start, tree, until
 
 from zipcli.errors import ExitCode
 
@@ -82,6 +82,21 @@ def test_a_repaired_folder_is_intact_again(finished: Path) -> None:
     an_output(finished).unlink()
     assert len(findings()) == 1
     assert invoke("purify", "in", "out", *BLUR, "-q").exit_code == 0
+    assert findings(code=ExitCode.DONE) == {}
+
+
+def test_paranoid_purifies_again_what_was_edited_without_a_trace(finished: Path) -> None:
+    output = an_output(finished)
+    written = output.read_bytes()
+    output.write_bytes(written[:-20] + bytes(20))  # of the same size
+    again = ["purify", "in", "out", *BLUR, "--json"]
+    assert redone(invoke(*again).stdout) == []
+    assert redone(invoke(*again, "--paranoid").stdout) == [output.relative_to(finished / "out").as_posix()]
+    assert output.read_bytes() == written
+    assert redone(invoke(*again, "--paranoid").stdout) == []
+    output.unlink()
+    output.symlink_to(finished / "in" / "nowhere")
+    assert len(redone(invoke(*again, "--paranoid").stdout)) == 1
     assert findings(code=ExitCode.DONE) == {}
 
 

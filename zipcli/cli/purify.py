@@ -215,6 +215,11 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "--overwrite", is_flag=True, help="Replace outputs of other settings, and files that are not ours."
 )
 @click.option(
+    "--paranoid",
+    is_flag=True,
+    help="Read what an earlier run has written, and purify again where it was changed since.",
+)
+@click.option(
     "--files-from",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
@@ -260,7 +265,8 @@ def purify(
     detect = _detect_config(ctx, config, folder_config.detector)
     stop = StopSignals()
     if [str(folder) for folder in folders] == ["-", "-"]:
-        unused = ("files_from", "dry_run", "as_json", "include", "exclude", "overwrite", "jobs", "detector")
+        of_folders = ("files_from", "dry_run", "as_json", "include", "exclude", "jobs", "detector")
+        unused = (*of_folders, "overwrite", "paranoid")
         for name in given(ctx, unused):
             option = name.removeprefix("as_").replace("_", "-")
             raise click.UsageError(f"--{option}: one picture through a pipe does not use it; leave it out")

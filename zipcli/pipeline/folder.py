@@ -121,7 +121,13 @@ class FolderRun:
         try:
             data = read_file(entry.source, name=shown(entry.path))
             sha256 = hashlib.sha256(data).hexdigest()
-            decision = self.ledger.decide(entry.path, entry.target, sha256, overwrite=self.config.overwrite)
+            decision = self.ledger.decide(
+                entry.path,
+                entry.target,
+                sha256,
+                overwrite=self.config.overwrite,
+                paranoid=self.config.paranoid,
+            )
             if decision is Decision.SKIP:
                 return Outcome(path=entry.path, state="skipped", in_sha256=sha256, out_path=entry.target)
             if decision is Decision.REFUSE:

@@ -1,6 +1,5 @@
 """Looks at an output folder and changes nothing: is every output what the ledger says, and how far is it."""
 
-import hashlib
 import os
 import stat
 from collections import Counter
@@ -11,12 +10,10 @@ from typing import Any
 
 from zipcli.config import IMAGE_PATTERNS
 from zipcli.errors import ConfigError, shown
-from zipcli.pipeline.ledger import STATE_FOLDER, Ledger, Record, read_state
+from zipcli.pipeline.ledger import STATE_FOLDER, Ledger, Record, output_sha256, read_state
 from zipcli.pipeline.lock import holder
 from zipcli.pipeline.outcome import json_path
 from zipcli.pipeline.plan import matches
-
-CHUNK = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +86,7 @@ def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) 
     if not stat.S_ISREG(status.st_mode) or status.st_size != record.out_bytes:
         return finding("changed", "not the file that was written")
     try:
-        sha256 = _digest(out / name)
+        sha256 = output_sha256(out / name)
     except OSError as e:
         return finding("unreadable", f"{e.strerror}")
     if sha256 != record.out_sha256:
@@ -97,14 +94,6 @@ def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) 
     if record.fingerprint != fingerprint:
         return finding("other-settings", "purified with other settings than the folder has now")
     return finding("intact")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while data := f.read(CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _images(out: Path) -> Iterator[str]:

@@ -184,7 +184,9 @@ class Ledger:
         """The last record of each input, by its path."""
         return self._records
 
-    def decide(self, path: str, target: str, in_sha256: str | None, *, overwrite: bool) -> Decision:
+    def decide(
+        self, path: str, target: str, in_sha256: str | None, *, overwrite: bool, paranoid: bool = False
+    ) -> Decision:
         """Decide about one input; modification times are never consulted.
 
         Args:
@@ -192,6 +194,7 @@ class Ledger:
             target: Its output, relative to the output folder.
             in_sha256: Digest of the input; None to leave changes of the input out of it.
             overwrite: Whether files that are not ours may be replaced.
+            paranoid: Whether to read an output before it is believed to be done.
         """
         size = _size(self.out / target)
         record = self._records.get(path)
@@ -201,7 +204,16 @@ class Ledger:
             return Decision.PURIFY if overwrite else Decision.REFUSE  # somebody else's file
         finished = record.state in ("done", "passed") and size == record.out_bytes
         unchanged = in_sha256 in (None, record.in_sha256) and record.fingerprint == self.fingerprint
-        return Decision.SKIP if finished and unchanged else Decision.PURIFY
+        if not (finished and unchanged):
+            return Decision.PURIFY
+        if paranoid and not self._is_intact(target, record):
+            return Decision.PURIFY
+        return Decision.SKIP
+
+    def _is_intact(self, target: str, record: Record) -> bool:
+        with contextlib.suppress(OSError):  # what cannot be read is written again
+            return output_sha256(self.out / target) == record.out_sha256
+        return False
 
     def owns(self, path: str, target: str) -> bool:
         """Whether an output, should it exist, was written by us for this input."""
@@ -388,6 +400,18 @@ def fingerprint(settings: dict[str, Any]) -> str:
     """Digest of everything that can change the bytes of an output, 32 hex digits."""
     text = json.dumps(settings, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def output_sha256(path: Path) -> str | None:
+    """Digest of an output; None for a link, which we never write.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.is_symlink():
+        return None
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _size(path: Path) -> int | None:
