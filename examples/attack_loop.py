@@ -37,11 +37,11 @@ TRIGGERS: dict[str, list[str]] = {
 """Options of each training set; for a clean-label attack 0.08 of all images are most of the target class."""
 
 TRAINING: dict[str, list[str]] = {
-    "sig": ["--epochs", "4"],
+    "sig": ["--epochs", "4", "--no-mirror"],
     "bpp": ["--epochs", "4"],
     "lc": ["--epochs", "4"],
     "cba": ["--epochs", "4"],
-    "inputaware": ["--epochs", "4"],
+    "inputaware": ["--epochs", "4", "--no-mirror"],
     "wanet": ["--epochs", "10", "--no-mirror"],
 }
 """Where the two epochs of train_victim.py do not suffice."""
@@ -49,6 +49,7 @@ TRAINING: dict[str, list[str]] = {
 DEFENCES = {
     "blur": ["--method", "blur", "-t", "blur:2"],
     "zip": [],
+    "nullspace": ["--method", "nullspace"],
 }
 
 
@@ -70,12 +71,12 @@ def main() -> None:
         for attack in options.attacks.split(","):
             victim(work, options.base, attack)
         return
-    print(f"{'attack':12}{'defence':9}{'CA':>8}{'ASR':>8}{'PA':>8}{'RA':>8}{'DER':>8}", flush=True)
+    print(f"{'attack':12}{'defence':11}{'CA':>8}{'ASR':>8}{'PA':>8}{'RA':>8}{'DER':>8}", flush=True)
     for attack in options.attacks.split(","):
         for defence, facts in rows(work, options.base, attack):
             cells = [percent(facts[key]) for key in ("ca", "asr", "pa", "ra")]
             der = "" if facts.get("der") is None else f"{facts['der']:.3f}"
-            print(f"{attack:12}{defence:9}" + "".join(f"{c:>8}" for c in cells) + f"{der:>8}", flush=True)
+            print(f"{attack:12}{defence:11}" + "".join(f"{c:>8}" for c in cells) + f"{der:>8}", flush=True)
 
 
 def victim(work: Path, base: Path, attack: str) -> tuple[Path, Path]:

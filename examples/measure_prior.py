@@ -37,6 +37,7 @@ from zipcli.images.write import psnr
 from zipcli.models.loading import load_model
 from zipcli.pipeline.purifier import ImageNoise, pick_device, pixel_digest, to_tensor
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel
+from zipcli.projection import removed
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
 from zipcli.transforms import make_operator
@@ -178,15 +179,8 @@ class PosteriorMean:
         return list(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-RELAXATION = 1.5
-"""Share of the way to the denoised image. The denoiser expects noise in every direction, but what the
-operators keep is exact, so it is too careful; from 2 on the steps diverge."""
-
-LOWEST_SIGMA, HIGHEST_SIGMA = 0.04, 1.0
+HIGHEST_SIGMA, LOWEST_SIGMA = 2.0, 0.25
 """The noise levels of the steps lie evenly between them on a logarithmic scale, highest first."""
-
-HIDING_SIGMA = 6.0
-"""Highest noise level instead where the prior has to doubt the colour of a whole image."""
 
 
 @torch.inference_mode()
@@ -200,34 +194,26 @@ def posterior_mean(
 ) -> Tensor:
     """Estimate the mean of all clean images that agree with A x: the estimate with the best PSNR.
 
-    Starts at A+ A x, and steps again and again towards the denoised estimate, at falling noise
-    levels, then back to what agrees with A x. No noise is added, since the missing detail is
-    itself what the prior takes for noise. Only where the operators lose flat colours (gray, a mask)
-    does the prior see nothing amiss: there noise hides them at first, and the mean over the noise
-    and its negative lets little of it into the estimate.
+    Hides what the operators removed under noise, denoises, and again at lower and lower noise around the
+    estimate. Each step takes the mean over a draw and its negative, which lets little of the noise into
+    the estimate.
 
     Args:
         x: Suspicious images, (N, C, H, W), in [-1, 1].
-        eps_model: The diffusion prior.
+        eps_model: The diffusion prior, trained as the method nullspace needs it.
         operators: A_n; the estimate agrees with each of them where they commute.
-        evaluations: Calls of the prior, from 1.
-        noise: A draw for each step that hides colours.
+        evaluations: Calls of the prior, from 2; the largest even number of them is used.
+        noise: A draw for each step.
 
     Returns:
         The estimates, (N, C, H, W), not clipped.
     """
-    targets = [A.forward(x) for A in operators]
-    x_0 = projected(torch.zeros_like(x), operators, targets)
-    hides = loses_flat_colours(operators, x)
-    pairs = (evaluations + 2) // 4 if hides else 0
-    highest, steps = (HIDING_SIGMA if hides else HIGHEST_SIGMA), evaluations - pairs
-    for step, sigma in enumerate(np.geomspace(highest, LOWEST_SIGMA, 2 * steps + 1)[1::2].tolist()):
-        if step < pairs:
-            n = sigma * noise(x)
-            mean = (denoised(eps_model, x_0 + n, sigma) + denoised(eps_model, x_0 - n, sigma)) / 2
-        else:
-            mean = denoised(eps_model, x_0, sigma)
-        x_0 = projected(x_0 + RELAXATION * (mean - x_0), operators, targets)
+    kept = x - removed(x, operators)
+    x_0 = kept
+    for sigma in np.geomspace(HIGHEST_SIGMA, LOWEST_SIGMA, evaluations // 2).tolist():
+        n = sigma * removed(noise(x), operators)
+        mean = (denoised(eps_model, x_0 + n, sigma) + denoised(eps_model, x_0 - n, sigma)) / 2
+        x_0 = kept + removed(mean, operators)
     return x_0
 
 
@@ -236,21 +222,6 @@ def denoised(eps_model: EpsModel, x: Tensor, sigma: float) -> Tensor:
     t = torch.full((len(x),), timestep_at(eps_model.schedule, sigma), device=x.device)
     eps = eps_model(x / (1 + sigma**2) ** 0.5, t)[:, : eps_model.channels]
     return x - sigma * eps
-
-
-def projected(x_0: Tensor, operators: tuple[LinearOperator, ...], targets: list[Tensor]) -> Tensor:
-    """Correct x_0, (N, C, H, W), by one operator after the other: x_0 + A+ (y - A x_0)."""
-    size = (x_0.shape[-2], x_0.shape[-1])
-    for A, y in zip(operators, targets, strict=True):
-        x_0 = x_0 + A.pinv(y - A.forward(x_0), size)
-    return x_0
-
-
-def loses_flat_colours(operators: tuple[LinearOperator, ...], like: Tensor) -> bool:
-    """Whether A+ A changes an image of one colour, of the size of `like`."""
-    flat = torch.tensor([1.0, 0.0, -1.0])[:, None, None].expand_as(like[:1])
-    kept = projected(torch.zeros_like(flat), operators, [A.forward(flat) for A in operators])
-    return not torch.allclose(kept, flat, atol=1e-4)
 
 
 def no_mask(file: str) -> Tensor:

@@ -1,36 +1,56 @@
-"""Trains the built-in prior: python examples/train_builtin.py CHECKPOINT OUTPUT.
+"""Trains the built-in prior: python examples/train_builtin.py WORK OUTPUT.
 
-Data: cifar10-train.zip, and photos-256.zip without every 8th photo (those are for measuring), from
-../shared/data or from the folder that ZIPCLI_DATA names. A stopped run goes on from CHECKPOINT.
-Batches, noise and noise levels follow from the seed and the step, so the result is the same up to
-floating point.
+One network learns all noise levels; then three copies of it each learn one band of them while the
+learning rate falls to zero, the upper two with noise only where a transform keeps nothing in part of each
+batch (low noise has nothing to hide). Data: cifar10-train.zip, and photos-256.zip without every 8th photo
+(those are for measuring), from ../shared/data or from the folder that ZIPCLI_DATA names. A stopped run
+goes on from the checkpoints in WORK. Batches, noise and noise levels follow from the seed and the step,
+so the result is the same up to floating point.
 """
 
 import argparse
 import io
 import json
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from zipcli.config import LoopConfig, NoiseSchedule
 from zipcli.models.denoiser import Denoiser
-from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
+from zipcli.models.local_unet import SIZES, BandedUNet, LocalUNet
 from zipcli.models.prior import Prior
 from zipcli.models.weights import write_model
+from zipcli.pipeline.train import PARTIAL_SHARE, with_partial_noise
 from zipcli.training.data import ImageBank, Source, batch_at
 from zipcli.training.losses import denoising_loss
 from zipcli.training.trainer import Checkpoint, Report, Trainer
 
-STEPS = 12_400
+SHARED_STEPS = 5_513
+BAND_STEPS = 2_500
+BANDS: dict[str, dict[str, float]] = {
+    "low": {"lowest_sigma": 0.01, "highest_sigma": 0.18, "uniform_share": 1.0},
+    "middle": {"lowest_sigma": 0.12, "highest_sigma": 0.7, "uniform_share": 1.0},
+    "high": {
+        "lowest_sigma": 0.4,
+        "highest_sigma": 100.0,
+        "uniform_share": 0.2,
+        "log_sigma_mean": 0.0,
+        "log_sigma_std": 0.7,
+    },
+}
+"""The noise levels that each copy learns; they overlap a little, so that no seam shows."""
+EDGES = (0.15, 1.0)
+"""Where one copy takes over from another: measured on training images, the middle one is better up to 1."""
 HELD_OUT = 8
 PHOTO_SCALES = ((1, 0.2), (2, 0.1), (3, 0.1))  # shrunk by, share of the steps
 CROP = 64
@@ -39,23 +59,67 @@ CROP = 64
 def main() -> None:
     """Train, and write the averaged weights with their model card."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("work", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=SHARED_STEPS, help="of the shared part")
+    parser.add_argument("--band-steps", type=int, default=BAND_STEPS, help="of each copy")
+    parser.add_argument(
+        "--only", choices=BANDS, help="train this band and write nothing; two can run at once"
+    )
     parser.add_argument("--limit", type=int, help="images of each kind, for a quick trial")
     options = parser.parse_args()
-    config = LoopConfig(steps=options.steps)
+    options.work.mkdir(parents=True, exist_ok=True)
     sources = load_sources(options.limit)
+    shared = options.work / "shared.safetensors"
+    train(shared, LoopConfig(steps=options.steps, decay=0.0), sources, options.limit, partial=False)
+    total = options.steps + options.band_steps
+    experts: list[Denoiser] = []
+    losses: dict[str, float] = {}
+    for name, levels in BANDS.items():
+        if options.only in (None, name):
+            checkpoint = options.work / f"{name}.safetensors"
+            if not checkpoint.exists():
+                shutil.copyfile(shared, checkpoint)
+            config = LoopConfig(steps=total, decay=options.band_steps / total, **levels)
+            trainer = train(checkpoint, config, sources, options.limit, partial=name != "low")
+            experts.append(trainer.average)  # type: ignore[arg-type]  # a copy of a Denoiser
+            losses[name] = json.loads(loss_file(checkpoint).read_text())
+    if options.only is None:
+        model = Prior(joined(experts), NoiseSchedule(), channels=3)
+        print(write_model(options.output, model, card(options, losses)))
+
+
+def joined(experts: list[Denoiser]) -> Denoiser:
+    """One network out of those of the bands."""
+    network = BandedUNet(replace(SIZES["small"], bands=EDGES)).half()  # to the disk; it runs as float32
+    for place, expert in zip(network.experts, experts, strict=True):
+        place.load_state_dict(expert.net.state_dict())
+    return Denoiser(network)
+
+
+def loss_file(checkpoint: Path) -> Path:
+    """Where the loss over the last minute of a run is noted."""
+    return checkpoint.with_suffix(".loss.json")
+
+
+def train(
+    file: Path, config: LoopConfig, sources: list[Source], limit: int | None, *, partial: bool
+) -> Trainer:
+    """Go on from a checkpoint to the end; `partial` is whether part of each batch has partial noise."""
     torch.manual_seed(config.seed)
-    denoiser = Denoiser(LocalUNet(LocalUNetConfig())).to(memory_format=torch.channels_last)
+    denoiser = Denoiser(LocalUNet(SIZES["small"])).to(memory_format=torch.channels_last)
+
+    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        return denoising_loss(denoiser, x_0, sigma, noise)
+
     trainer = Trainer(
         denoiser,
-        lambda x_0, sigma, noise: denoising_loss(denoiser, x_0, sigma, noise),
+        with_partial_noise(loss, 3) if partial else loss,
         lambda step: batch_at(sources, step, config.seed),
         config,
         dtype=torch.bfloat16,
     )
-    checkpoint = Checkpoint(options.checkpoint, {"seed": config.seed, "limit": options.limit})
+    checkpoint = Checkpoint(file, {"seed": config.seed, "limit": limit})
     checkpoint.load(trainer)
     losses: list[float] = []
 
@@ -63,26 +127,28 @@ def main() -> None:
         losses.append(progress.loss)
         if len(losses) % 60 == 1 or progress.share == 1:
             mean = float(np.mean(losses[-60:]))
-            print(json.dumps(asdict(progress) | {"loss": round(mean, 4)}), flush=True)
+            print(json.dumps({"of": file.stem} | asdict(progress) | {"loss": round(mean, 4)}), flush=True)
 
     trainer.run(checkpoint, report, lambda: None)
-    model = Prior(trainer.average, NoiseSchedule(), channels=3)  # type: ignore[arg-type]
-    loss = round(float(np.mean(losses[-60:])), 4) if losses else None
-    print(write_model(options.output, model, card(config, loss)))
+    if losses:
+        loss_file(file).write_text(json.dumps(round(float(np.mean(losses[-60:])), 4)))
+    return trainer
 
 
-def card(config: LoopConfig, loss: float | None) -> dict[str, Any]:
+def card(options: argparse.Namespace, losses: dict[str, float]) -> dict[str, Any]:
     """What the model file says of itself."""
     return {
-        "name": "zipcli built-in prior, second version",
+        "name": "zipcli built-in prior, third version",
         "data": "CIFAR-10 train (50,000 images of 32 pixels) and 64-pixel crops of 700 photographs, one per "
         "ImageNet class, at 1, 1/2 and 1/3 of 256 pixels; mirrored at random",
         "licence": "weights Apache-2.0; the images are for research use under their owners' terms",
         "recipe": "examples/train_builtin.py",
-        "steps": config.steps,
+        "steps": {"shared": options.steps, "of each band": options.band_steps},
         "batch": "96 crops of 32 pixels or 24 of 64",
-        "loss": loss,
-        "loss_is": "preconditioned denoising error of the training network, mean of the last minute",
+        "partial_noise": PARTIAL_SHARE,
+        "loss": losses,
+        "loss_is": "preconditioned denoising error of the network in training over the noise levels of its "
+        "band, mean of the last minute",
     }
 
 

@@ -218,6 +218,8 @@ def test_the_training_recipe_runs_and_its_model_loads(tmp_path: Path) -> None:
         "mine.safetensors",
         "--steps",
         "2",
+        "--band-steps",
+        "2",
         "--limit",
         "12",
     ]

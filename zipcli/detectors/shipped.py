@@ -13,7 +13,7 @@ from zipcli.errors import ModelError
 
 DIGESTS: Mapping[str, str] = {
     "frequency": "52d7452685d2cb22d0520ac0fb994ef57aa830ac00b67952e58b26a4a0de27e9",
-    "residual": "62231e2673e813e830c35759eb1ea5bc61f1f61deb3e552fac1d5a7d8b346c69",
+    "residual": "09b3b49b4549a49095541f3fd36a29c260d94edb0f18aa4b7516099e481be372",
 }
 """SHA-256 of each file in weights/."""
 

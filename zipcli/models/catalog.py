@@ -174,8 +174,8 @@ def _google(name: str, revision: str, suffix: str, sha256: str, size: int, data:
 CATALOG: Mapping[str, KnownModel] = {
     "builtin": KnownModel(
         file="builtin/prior.safetensors",
-        sha256="4de0d740a967b8c1346f402999aaf089301fadbf2d681a4fa6dccde9db5bdbc5",
-        size=6_603_076,
+        sha256="6660df2c585b05629c6bcdc648cab9adb3805498edcc95f7c368fea12600e269",
+        size=9_887_126,
         licence="Apache-2.0",
         data="CIFAR-10 and 700 photographs",
     ),
