@@ -73,6 +73,8 @@ def main() -> None:
     for name, file, every, count in sets:
         images = list(pictures(data_folder() / file, every, count))
         for transforms in options.transforms or TRANSFORMS:
+            if options.method == "nullspace":  # it takes one
+                transforms = transforms.replace(",", "+")
             row = measure(images, transforms.split(","), options)
             if options.json:
                 print(json.dumps({"data": name, "transforms": transforms.split(","), **row}), flush=True)

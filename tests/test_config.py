@@ -317,3 +317,9 @@ def test_listing_the_registries_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = f"{' '.join(METHODS)} {' '.join(TRANSFORMS)} {len(METHODS)} True"
     assert done.stdout.splitlines() == [f"{names} False", "True"]
+
+
+def test_nullspace_takes_one_transform_since_several_would_keep_more() -> None:
+    assert purify_config(method="nullspace", transforms=("blur:2+gray",)).transforms == ("blur:2+gray",)
+    with pytest.raises(ConfigError, match=r"join them to blur:2\+gray"):
+        purify_config(method="nullspace", transforms=("blur:2", "gray"))

@@ -252,6 +252,11 @@ class PurifyConfig(MethodConfig):
         self._check_variant()
         super().__post_init__()
         check(len(self.transforms) >= 1, "transforms: at least one is needed")
+        check(
+            self.method != "nullspace" or len(self.transforms) == 1,
+            "transforms: nullspace keeps what any of them keeps, so that several protect less than one; join "
+            f"them to {'+'.join(self.transforms)}",
+        )
         check_choice("fit", self.fit, FITS)
         check_choice("dtype", self.dtype, DTYPES)
         check(self.tile is None or self.tile >= 16, f"tile: {self.tile} is not at least 16 pixels")
