@@ -381,8 +381,8 @@ class Ledger:
             out_path=owned,
             out_bytes=size,
             out_sha256=digest,
-            reason=line.get("reason"),
-            time=line.get("time"),
+            reason=_text(line.get("reason")),
+            time=_text(line.get("time")),
         )
 
     @contextlib.contextmanager
@@ -400,6 +400,10 @@ def fingerprint(settings: dict[str, Any]) -> str:
     """Digest of everything that can change the bytes of an output, 32 hex digits."""
     text = json.dumps(settings, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def output_sha256(path: Path) -> str | None:
