@@ -86,7 +86,7 @@ def test_every_file_found_ends_in_exactly_one_state(tmp_path: Path) -> None:
     summary, outcomes = run(tmp_path / "in", tmp_path / "out")
     assert (summary.found, len(outcomes)) == (7, 7)
     assert summary.counts == {"done": 5, "failed": 1, "skipped": 1}
-    assert summary.exit_code == 3
+    assert summary.exit_code() == 3
     assert outcomes["bad.png"].reason is Reason.UNIDENTIFIED
     lines = [json.loads(line) for line in (tmp_path / "out" / LEDGER).read_text().splitlines()]
     last = {line["path"]: line for line in lines}
@@ -269,7 +269,7 @@ def test_an_image_that_cannot_be_read_keeps_its_output(tmp_path: Path) -> None:
     assert summary.counts == {"failed": 1}
     assert (tmp_path / "out" / "a.png").exists()
     summary, _ = run(tmp_path / "in", tmp_path / "out")
-    assert summary.exit_code == 0
+    assert summary.exit_code() == 0
 
 
 @pytest.mark.parametrize("content", [b"bad", b""])

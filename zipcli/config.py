@@ -348,6 +348,10 @@ IMAGE_PATTERNS = tuple(
 )
 
 
+FAIL_ON = {"any": 0.0, "all": math.nextafter(1, 0), "never": 1.0}
+"""Shares of images that may fail, by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
     """How a folder is read and written.
@@ -361,6 +365,8 @@ class FolderConfig:
         metadata: safe keeps resolution, date and camera; none keeps nothing.
         overwrite: Replace outputs that have other settings or that we did not write.
         paranoid: Read every output of an earlier run, and purify again where it is not what was written.
+        fail_on: When a run counts as failed: any image that fails, more than a share of them ("5%"), all,
+            or never.
         jobs: Threads that read and write images while the network runs.
         detector: Which detector decides what needs purifying; none purifies everything.
     """
@@ -372,6 +378,7 @@ class FolderConfig:
     metadata: str = "safe"
     overwrite: bool = False
     paranoid: bool = False
+    fail_on: str = "any"
     jobs: int = 4
     detector: str = "none"
 
@@ -381,6 +388,23 @@ class FolderConfig:
         check_choice("metadata", self.metadata, METADATA)
         check(1 <= self.quality <= 100, f"quality: {self.quality} is not between 1 and 100")
         check(1 <= self.jobs <= 256, f"jobs: {self.jobs} is not between 1 and 256")
+        _ = self.tolerated
+
+    @property
+    def tolerated(self) -> float:
+        """Share of the images that may fail in a run that succeeds, 0 to 1.
+
+        Raises:
+            ConfigError: `fail_on` is not understood.
+        """
+        if self.fail_on in FAIL_ON:
+            return FAIL_ON[self.fail_on]
+        number = self.fail_on.removesuffix("%")
+        digits = number.replace(".", "", 1)
+        is_number = number != self.fail_on and digits.isascii() and digits.isdecimal()
+        fits = is_number and float(number) <= 100
+        check(fits, f"fail on: {shown(self.fail_on)} is not any, all, never or a share from 0% to 100%")
+        return float(number) / 100
 
     def file_settings(self) -> dict[str, Any]:
         """What changes the bytes of an output besides its purified pixels."""

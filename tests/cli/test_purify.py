@@ -31,6 +31,7 @@ from PIL import Image
 
 from zipcli.cli.purify import purify
 from zipcli.config import FITS, METHOD_SETTINGS, FolderConfig, PurifyConfig
+from zipcli.errors import ExitCode
 from zipcli.models.store import find_model
 
 LATIN_1 = os.fsdecode(b"caf\xe9.png")
@@ -742,3 +743,33 @@ def test_a_picture_is_never_written_to_a_terminal() -> None:
     assert process.returncode == 2
     assert shown == b""
     assert b"zipcli purify - - > OUT" in message
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"),
+    [("any", 3), ("0%", 3), ("49.9%", 3), ("50%", 0), ("100%", 0), ("all", 0), ("never", 0)],
+)
+def test_how_many_images_may_fail_is_for_the_user_to_say(here: Path, fail_on: str, code: int) -> None:
+    picture(here / "in" / "good.png")
+    (here / "in" / "bad.png").write_text("no image")
+    result = invoke("purify", "in", "out", *BLUR, "--json", "--fail-on", fail_on)
+    end = json_lines(result.stdout)[-1]
+    assert (result.exit_code, end["exit_code"], end["failed"]) == (code, code, 1)
+
+
+def test_when_all_images_fail_only_never_is_content(here: Path) -> None:
+    for n in range(3):
+        (here / "in").mkdir(exist_ok=True)
+        (here / "in" / f"{n}.png").write_text("no image")
+    assert invoke("purify", "in", "out", *BLUR, "--fail-on", "all").exit_code == ExitCode.SOME_FAILED
+    assert invoke("purify", "in", "out", *BLUR, "--fail-on", "99%").exit_code == ExitCode.SOME_FAILED
+    assert invoke("purify", "in", "out", *BLUR, "--fail-on", "never").exit_code == 0
+
+
+@pytest.mark.parametrize("fail_on", ["some", "5", "-5%", "101%", "%", "nan%", "1.2.3%", "\u0665%"])
+def test_a_share_that_makes_no_sense_is_refused(here: Path, fail_on: str) -> None:
+    picture(here / "in" / "good.png")
+    result = invoke("purify", "in", "out", *BLUR, f"--fail-on={fail_on}")
+    assert result.exit_code == ExitCode.USAGE
+    assert "is not any, all, never or a share from 0% to 100%" in result.stderr
+    assert not (here / "out").exists()

@@ -220,6 +220,13 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     help="Read what an earlier run has written, and purify again where it was changed since.",
 )
 @click.option(
+    "--fail-on",
+    metavar="SHARE",
+    default=FolderConfig.fail_on,
+    show_default=True,
+    help="Exit with 3 when: any image failed, more than 5% (or another share), all, or never.",
+)
+@click.option(
     "--files-from",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
@@ -266,7 +273,7 @@ def purify(
     stop = StopSignals()
     if [str(folder) for folder in folders] == ["-", "-"]:
         of_folders = ("files_from", "dry_run", "as_json", "include", "exclude", "jobs", "detector")
-        unused = (*of_folders, "overwrite", "paranoid")
+        unused = (*of_folders, "overwrite", "paranoid", "fail_on")
         for name in given(ctx, unused):
             option = name.removeprefix("as_").replace("_", "-")
             raise click.UsageError(f"--{option}: one picture through a pipe does not use it; leave it out")
@@ -419,7 +426,7 @@ def _run(run: "FolderRun", total: int, stop: StopSignals, verbosity: int, *, as_
     with ledger.open(), Progress(total, verbosity=verbosity, as_json=as_json) as progress:
         stopped = False
         try:
-            code = run.run(progress.add, stop.check).exit_code
+            code = run.run(progress.add, stop.check).exit_code(run.config.tolerated)
         except StoppedError as e:
             code, stopped = e.exit_code, True
     progress.finish(str(out))
