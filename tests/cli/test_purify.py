@@ -19,6 +19,7 @@ from cli.shell import (
     noise,
     originals,
     picture,
+    pictures,
     pixels,
     read_terminal,
     redone,
@@ -773,3 +774,36 @@ def test_a_share_that_makes_no_sense_is_refused(here: Path, fail_on: str) -> Non
     assert result.exit_code == ExitCode.USAGE
     assert "is not any, all, never or a share from 0% to 100%" in result.stderr
     assert not (here / "out").exists()
+
+
+def test_only_what_failed_is_tried_again(here: Path) -> None:
+    pictures(here / "in", 3)
+    for name in ("bad.png", "sub/worse.png", "gone.png"):
+        (here / "in" / name).write_text("no image")
+    again = ["purify", "in", "out", *BLUR, "--json"]
+    assert invoke(*again).exit_code == ExitCode.SOME_FAILED
+    picture(here / "in" / "sub/worse.png")
+    (here / "in" / "gone.png").unlink()
+    picture(here / "in" / "new.png")
+    result = invoke(*again, "--retry-failed")
+    assert result.exit_code == ExitCode.SOME_FAILED
+    states = {path: line["state"] for path, line in images(result.stdout).items()}
+    assert states == {"bad.png": "failed", "gone.png": "failed", "sub/worse.png": "done"}
+    assert images(result.stdout)["gone.png"]["reason"] == "vanished"
+    assert not (here / "out" / "new.png").exists()
+    picture(here / "in" / "bad.png")
+    picture(here / "in" / "gone.png")
+    assert invoke(*again, "--retry-failed").exit_code == 0
+    result = invoke(*again, "--retry-failed")
+    assert (result.exit_code, result.stderr) == (0, "nothing has failed in out\n")
+    assert json_lines(result.stdout)[-1]["found"] == 0
+
+
+def test_what_failed_is_asked_of_a_ledger(here: Path) -> None:
+    pictures(here / "in", 1)
+    result = invoke("purify", "in", "out", "--retry-failed")
+    assert result.exit_code == ExitCode.USAGE
+    assert "holds no ledger" in result.stderr
+    assert not (here / "out").exists()
+    result = invoke("purify", "--files-from", "list", "out", "--retry-failed")
+    assert "both say which files to take" in result.stderr

@@ -219,6 +219,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     is_flag=True,
     help="Read what an earlier run has written, and purify again where it was changed since.",
 )
+@click.option("--retry-failed", is_flag=True, help="Take only the images that failed in earlier runs to OUT.")
 @click.option(
     "--fail-on",
     metavar="SHARE",
@@ -251,6 +252,7 @@ def purify(
     files_from: Path | None,
     null: bool,
     base: Path | None,
+    retry_failed: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -267,13 +269,15 @@ def purify(
         raise click.UsageError("--null needs --files-from")
     if base is not None and files_from is None:
         raise click.UsageError("--base needs --files-from; give IN instead")
+    if retry_failed and files_from is not None:
+        raise click.UsageError("--retry-failed and --files-from both say which files to take; give one")
     config = purify_config(**given(ctx, PIXEL_OPTIONS))
     folder_config = _folder_config(given(ctx, FOLDER_OPTIONS))
     detect = _detect_config(ctx, config, folder_config.detector)
     stop = StopSignals()
     if [str(folder) for folder in folders] == ["-", "-"]:
-        of_folders = ("files_from", "dry_run", "as_json", "include", "exclude", "jobs", "detector")
-        unused = (*of_folders, "overwrite", "paranoid", "fail_on")
+        of_folders = ("files_from", "retry_failed", "dry_run", "as_json", "include", "exclude", "jobs")
+        unused = (*of_folders, "detector", "overwrite", "paranoid", "fail_on")
         for name in given(ctx, unused):
             option = name.removeprefix("as_").replace("_", "-")
             raise click.UsageError(f"--{option}: one picture through a pipe does not use it; leave it out")
@@ -281,7 +285,9 @@ def purify(
     source, out = _folders(folders, files_from, base)
     if as_json and "stdout" in closed_streams:
         raise click.UsageError("--json: standard output is closed")
-    plan = _plan(source, out, folder_config, files_from, stop, null=null)
+    plan = _plan(source, out, folder_config, files_from, stop, null=null, retry_failed=retry_failed)
+    if retry_failed and not plan.listed:
+        return _nothing_to_do(out, as_json=as_json)
     total = _check_plan(plan, stop)
     verbosity = -1 if quiet else verbose
     return _purify_folder(config, detect, plan, out, total, stop, verbosity, as_json=as_json, dry_run=dry_run)
@@ -315,12 +321,32 @@ def _folders(folders: tuple[Path, ...], files_from: Path | None, base: Path | No
     return folders[0], folders[1]
 
 
+def _nothing_to_do(out: Path, *, as_json: bool) -> int:
+    say(f"nothing has failed in {shown(str(out))}")
+    if as_json:
+        from zipcli.pipeline.outcome import Summary
+
+        emit("run_end", **Summary().as_json(), exit_code=int(ExitCode.DONE))
+    return ExitCode.DONE
+
+
 def _plan(
-    source: Path, out: Path, config: FolderConfig, files_from: Path | None, stop: StopSignals, *, null: bool
+    source: Path,
+    out: Path,
+    config: FolderConfig,
+    files_from: Path | None,
+    stop: StopSignals,
+    *,
+    null: bool,
+    retry_failed: bool,
 ) -> "Plan":
     from zipcli.pipeline.plan import Plan, check_folders, relative_paths
 
     check_folders(source, out, listed=files_from is not None)
+    if retry_failed:
+        from zipcli.pipeline.ledger import failed_paths
+
+        return Plan(base=source, config=config, listed=failed_paths(out))
     if files_from is None:
         return Plan(base=source, config=config)
     names = _read_list(files_from, stop, null=null)

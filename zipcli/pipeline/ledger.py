@@ -396,6 +396,17 @@ class Ledger:
             ) from e
 
 
+def failed_paths(out: Path) -> tuple[str, ...]:
+    """The inputs that failed when they were last tried, sorted.
+
+    Raises:
+        ConfigError: `out` was not written by zipcli, or its state is damaged.
+    """
+    read_state(out)
+    records = Ledger(out).records
+    return tuple(sorted(path for path, record in records.items() if record.state == "failed"))
+
+
 def fingerprint(settings: dict[str, Any]) -> str:
     """Digest of everything that can change the bytes of an output, 32 hex digits."""
     text = json.dumps(settings, sort_keys=True, allow_nan=False)
