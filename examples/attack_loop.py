@@ -23,7 +23,7 @@ TRIGGERS: dict[str, list[str]] = {
     "blended": [],
     "physical": [],
     "wanet": [],
-    "sig": ["--rate", "0.08"],
+    "sig": ["--rate", "0.05"],
     "bpp": [],
     "lc": ["--rate", "0.08"],
     "refool": [],
@@ -34,15 +34,15 @@ TRIGGERS: dict[str, list[str]] = {
     "inputaware": [],
     "issba": [],
 }
-"""Options of each training set; for a clean-label attack 0.08 of all images are most of the target class."""
+"""Options of each training set; 0.05 and 0.08 of all images are half and most of the target class."""
 
 TRAINING: dict[str, list[str]] = {
-    "sig": ["--epochs", "4", "--no-mirror"],
+    "sig": ["--epochs", "5", "--no-mirror"],
     "bpp": ["--epochs", "4"],
     "lc": ["--epochs", "4"],
     "cba": ["--epochs", "4"],
     "inputaware": ["--epochs", "4", "--no-mirror"],
-    "wanet": ["--epochs", "10", "--no-mirror"],
+    "wanet": ["--epochs", "8", "--no-mirror"],
 }
 """Where the two epochs of train_victim.py do not suffice."""
 
