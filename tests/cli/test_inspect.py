@@ -1,14 +1,17 @@
 """`zipcli verify` and `zipcli status`: what they say of an output folder, and that they change nothing."""
 
+import fcntl
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 from cli.shell import BLUR, invoke, json_lines, originals, picture, pictures, redone, run, start, tree, until
 
-from zipcli.errors import ExitCode
+from zipcli.errors import ExitCode, LockedError
+from zipcli.pipeline.lock import A_MOMENT, locked
 
 INTACT = 6
 """Outputs of the folder `finished`."""
@@ -91,6 +94,8 @@ def test_paranoid_purifies_again_what_was_edited_without_a_trace(finished: Path)
     output.write_bytes(written[:-20] + bytes(20))  # of the same size
     again = ["purify", "in", "out", *BLUR, "--json"]
     assert redone(invoke(*again).stdout) == []
+    for words, count in (([], 0), (["--paranoid"], 1)):
+        assert json_lines(invoke(*again, "--dry-run", *words).stdout)[-1]["purify"] == count
     assert redone(invoke(*again, "--paranoid").stdout) == [output.relative_to(finished / "out").as_posix()]
     assert output.read_bytes() == written
     assert redone(invoke(*again, "--paranoid").stdout) == []
@@ -183,6 +188,21 @@ def test_status_says_how_far_a_folder_is(finished: Path) -> None:
     shown = invoke("status", "out").stdout
     assert "images:         6 done, 1 failed" in shown
     assert originals(finished) == before
+
+
+def test_a_look_at_the_lock_does_not_stop_a_run(tmp_path: Path) -> None:
+    """`zipcli status` holds it for microseconds; whoever holds it for longer has a run."""
+    file = tmp_path / "lock"
+    file.touch()
+    with file.open() as f:
+        fcntl.flock(f, fcntl.LOCK_SH)
+        looked = threading.Timer(A_MOMENT / 5, lambda: fcntl.flock(f, fcntl.LOCK_UN))
+        looked.start()
+        with locked(file, tmp_path):
+            assert not looked.is_alive()
+        fcntl.flock(f, fcntl.LOCK_SH)
+        with pytest.raises(LockedError), locked(file, tmp_path):
+            pass
 
 
 def test_status_says_who_is_at_work(here: Path) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from zipcli.cli.console import emit, say
 from zipcli.cli.signals import StopSignals
 from zipcli.errors import ExitCode, shown
 from zipcli.pipeline.outcome import json_path
+
+if TYPE_CHECKING:
+    from zipcli.pipeline.inspection import Finding
 
 
 @click.command(epilog="\b\nExample:\n  zipcli verify clean && tar c clean > clean.tar")
@@ -44,7 +47,7 @@ def verify(*, out: Path, as_json: bool, quiet: bool) -> int:
     return code
 
 
-def _as_json(finding: Any) -> dict[str, Any]:
+def _as_json(finding: "Finding") -> dict[str, Any]:
     values = {name: value for name, value in asdict(finding).items() if value is not None}
     for name in ("path", "out_path"):
         if name in values:

@@ -492,7 +492,7 @@ def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
 
 
 def _show_plan(plan: "Plan", ledger: "Ledger", stop: StopSignals, *, as_json: bool) -> int:
-    """Say what a run would do; digests are not computed, so changed inputs are not seen."""
+    """Say what a run would do; inputs are not read, so those that were changed are not seen."""
     from zipcli.pipeline.ledger import Decision
     from zipcli.pipeline.plan import Entry
 
@@ -501,7 +501,13 @@ def _show_plan(plan: "Plan", ledger: "Ledger", stop: StopSignals, *, as_json: bo
         stop.check()
         found += 1
         if isinstance(entry, Entry):
-            decision = ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite)
+            decision = ledger.decide(
+                entry.path,
+                entry.target,
+                None,
+                overwrite=plan.config.overwrite,
+                paranoid=plan.config.paranoid,
+            )
             todo += decision is Decision.PURIFY
             size += entry.size if decision is Decision.PURIFY else 0
             if as_json:

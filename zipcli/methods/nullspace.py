@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zipcli.config import MethodConfig
-from zipcli.methods.steps import refuse_nonfinite
+from zipcli.methods.steps import FiniteWatch
 from zipcli.projection import removed
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
@@ -53,7 +53,7 @@ def purify(
     levels = noise_levels(config.steps)
     timesteps = [timestep_at(eps_model.schedule, sigma) for sigma in levels]
     state = x - removed(x, operators) + levels[0] * removed(noise(x), operators)
-    first_bad = torch.full((len(x),), -1, device=x.device)
+    watch = FiniteWatch(x)
     for step, (sigma, following) in enumerate(pairwise([*levels, 0.0])):
         t = torch.full((len(x),), timesteps[step], device=x.device)
         eps = eps_model(state / math.sqrt(1 + sigma**2), t)[:, : eps_model.channels]
@@ -61,9 +61,8 @@ def purify(
         x_0 = state - sigma * eps
         fresh = config.eta * following * math.sqrt(1 - (following / sigma) ** 2)
         state = x_0 + math.sqrt(following**2 - fresh**2) * eps + fresh * removed(noise(x), operators)
-        bad = (first_bad < 0) & ~state.isfinite().flatten(1).all(dim=1)
-        first_bad = torch.where(bad, step, first_bad)  # stays on the device until the end
-    refuse_nonfinite(first_bad, timesteps)
+        watch.see(step, state)
+    watch.refuse(timesteps)
     return state
 
 

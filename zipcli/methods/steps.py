@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from zipcli.errors import NonFiniteError
@@ -35,15 +36,22 @@ def ddim_sigma(alpha_bar: float, alpha_bar_prev: float, eta: float) -> float:
     return eta * spread * math.sqrt(1 - alpha_bar / alpha_bar_prev)
 
 
-def refuse_nonfinite(first_bad: Tensor, visited: Sequence[float]) -> None:
-    """Raise `NonFiniteError` where the state of an image was lost.
+class FiniteWatch:
+    """Remembers the first step at which the state of each image was lost; nothing leaves the device."""
 
-    Args:
-        first_bad: The step at which each image was first NaN or infinite, -1 for never, (N,).
-        visited: Timestep of each step.
-    """
-    steps = first_bad.tolist()
-    images = tuple(n for n, step in enumerate(steps) if step >= 0)
-    if images:
-        step = int(min(steps[n] for n in images))
-        raise NonFiniteError(f"at step {step} (timestep {visited[step]:g})", images)
+    def __init__(self, x: Tensor) -> None:
+        """Watch the images of the batch `x`, (N, C, H, W)."""
+        self._first_bad = torch.full((len(x),), -1, device=x.device)
+
+    def see(self, step: int, state: Tensor) -> None:
+        """Look at the states, (N, C, H, W), after a step."""
+        bad = (self._first_bad < 0) & ~state.isfinite().flatten(1).all(dim=1)
+        self._first_bad = torch.where(bad, step, self._first_bad)
+
+    def refuse(self, visited: Sequence[float]) -> None:
+        """Raise `NonFiniteError` where a state was lost; `visited` has the timestep of each step."""
+        steps = self._first_bad.tolist()
+        images = tuple(n for n, step in enumerate(steps) if step >= 0)
+        if images:
+            step = int(min(steps[n] for n in images))
+            raise NonFiniteError(f"at step {step} (timestep {visited[step]:g})", images)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zipcli.config import MethodConfig
 from zipcli.methods.grids import CLEAN, chain
-from zipcli.methods.steps import ddim_sigma, predict_x0, refuse_nonfinite
+from zipcli.methods.steps import FiniteWatch, ddim_sigma, predict_x0
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import alpha_bars
 
@@ -52,7 +52,7 @@ def purify(
     size = (x.shape[-2], x.shape[-1])
     x_t = noise(x)
     x_0 = x
-    first_bad = torch.full((len(x),), -1, device=x.device)
+    watch = FiniteWatch(x)
     for step, (i, j) in enumerate(pairwise(visited)):
         alpha_bar, alpha_bar_prev = table[i], 1.0 if j == CLEAN else table[j]
         if j > i:  # time travel: forget, from the last estimate before its correction
@@ -71,9 +71,8 @@ def purify(
             + math.sqrt(max(0.0, 1 - alpha_bar_prev - sigma**2)) * eps
             + sigma * noise(x_t)
         )
-        bad = (first_bad < 0) & ~x_t.isfinite().flatten(1).all(dim=1)
-        first_bad = torch.where(bad, step, first_bad)  # stays on the device until the end
-    refuse_nonfinite(first_bad, visited)
+        watch.see(step, x_t)
+    watch.refuse(visited)
     return x_t
 
 

@@ -19,8 +19,8 @@ from zipcli.models.store import find_cached
 from zipcli.pipeline.device import pick_device
 
 PACKAGES = ("click", "torch", "pillow", "rich", "numpy", "safetensors", "huggingface-hub")
-EXTRAS = {"onnxruntime": "onnx", "scikit-image": "evaluate"}
-"""Packages that zipcli does without, and the extra that brings each."""
+EXTRAS = ("onnxruntime", "scikit-image")
+"""Packages that zipcli does without."""
 
 CODECS = ("jpg", "webp", "libtiff", "zlib")
 LITTLE_SPACE = 10**9

@@ -4,10 +4,14 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from zipcli.errors import LockedError, OutputError, shown
+
+A_MOMENT = 0.05
+"""Seconds in which whoever only looks at a lock has let go of it."""
 
 
 def holder(file: Path) -> str | None:
@@ -17,15 +21,21 @@ def holder(file: Path) -> str | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _owner(descriptor)
-    except OSError:
-        return None
-    else:
-        return None
+        with contextlib.suppress(OSError):
+            if not _take(descriptor, fcntl.LOCK_SH):
+                return _owner(descriptor)
     finally:
         os.close(descriptor)
+    return None
+
+
+def _take(descriptor: int, kind: int) -> bool:
+    """Try to lock a file that is open; False where another process holds it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _owner(descriptor: int) -> str:
@@ -50,13 +60,16 @@ def locked(file: Path, what: Path) -> Iterator[None]:
         raise OutputError(f"{shown(str(what))}: cannot write there: {e.strerror}") from e
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise LockedError(
-                f"{shown(str(what))}: another run is writing there ({_owner(descriptor)}); wait for it"
-            ) from e
+            taken = _take(descriptor, fcntl.LOCK_EX)
+            if not taken:  # by `holder`, perhaps, which lets go at once
+                time.sleep(A_MOMENT)
+                taken = _take(descriptor, fcntl.LOCK_EX)
         except OSError as e:
             raise OutputError(f"{shown(str(what))}: cannot be locked: {e.strerror}") from e
+        if not taken:
+            raise LockedError(
+                f"{shown(str(what))}: another run is writing there ({_owner(descriptor)}); wait for it"
+            )
         with contextlib.suppress(OSError):  # a courtesy, for which a full disk has no room
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
