@@ -264,7 +264,7 @@ def test_an_image_that_cannot_be_read_keeps_its_output(tmp_path: Path) -> None:
         raise InputError(Reason.UNREADABLE, "a.png: Input/output error")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zipcli.pipeline.folder.read_file", unreadable)
+        patch.setattr("zipcli.pipeline.plan.read_file", unreadable)
         summary, _ = run(tmp_path / "in", tmp_path / "out")
     assert summary.counts == {"failed": 1}
     assert (tmp_path / "out" / "a.png").exists()

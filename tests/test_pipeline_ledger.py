@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from zipcli.errors import ConfigError, LockedError, Reason
-from zipcli.pipeline.ledger import Decision, Ledger, fingerprint
+from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome
+from zipcli.pipeline.resume import Decision
+from zipcli.pipeline.settings import fingerprint
 
 SETTINGS = {"transforms": ["blur:2"], "seed": 0}
 
@@ -198,7 +200,7 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_halves_of_a_crash_are_swept(tmp_path: Path) -> None:
     done(tmp_path)
-    half = tmp_path / ".zipcli" / "tmp" / "x.part"
+    half = tmp_path / ".zipcli" / "tmp" / "00001-of-00001" / "x.part"
     half.write_bytes(b"half")
     with ledger(tmp_path).open():
         assert not half.exists()

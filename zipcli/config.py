@@ -1,6 +1,8 @@
 """Frozen settings of every command, with their checks. No torch here."""
 
+import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -348,6 +350,44 @@ IMAGE_PATTERNS = tuple(
 )
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of a folder that are worked on apart.
+
+    Attributes:
+        index: Which, from 1 on.
+        count: Of how many.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read a shard, such as 3/8.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        index, slash, count = text.partition("/")
+        is_number = all(part.isascii() and part.isdecimal() and len(part) <= 5 for part in (index, count))
+        fits = bool(slash) and is_number and 1 <= int(index) <= int(count)
+        check(fits, f"shard: {shown(text)} is not I/N with I from 1 to N, such as 1/8")
+        return cls(int(index), int(count))
+
+    def takes(self, path: str) -> bool:
+        """Whether the image at a relative path belongs to this part.
+
+        It follows from the name alone, so that a new image moves no other to another part.
+        """
+        digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
+        return int.from_bytes(digest) % self.count == self.index - 1
+
+    def __str__(self) -> str:
+        """As it is parsed."""
+        return f"{self.index}/{self.count}"
+
+
 FAIL_ON = {"any": 0.0, "all": math.nextafter(1, 0), "never": 1.0}
 """Shares of images that may fail, by name."""
 
@@ -368,6 +408,8 @@ class FolderConfig:
         fail_on: When a run counts as failed: any image that fails, more than a share of them ("5%"), all,
             or never.
         jobs: Threads that read and write images while the network runs.
+        shard: Which part of the folder to take, I/N; by a digest of each relative path.
+        force_unlock: Take the folder from a run on another machine that did not let go of it.
         detector: Which detector decides what needs purifying; none purifies everything.
     """
 
@@ -380,6 +422,8 @@ class FolderConfig:
     paranoid: bool = False
     fail_on: str = "any"
     jobs: int = 4
+    shard: str = "1/1"
+    force_unlock: bool = False
     detector: str = "none"
 
     def __post_init__(self) -> None:
@@ -388,7 +432,16 @@ class FolderConfig:
         check_choice("metadata", self.metadata, METADATA)
         check(1 <= self.quality <= 100, f"quality: {self.quality} is not between 1 and 100")
         check(1 <= self.jobs <= 256, f"jobs: {self.jobs} is not between 1 and 256")
-        _ = self.tolerated
+        _ = self.tolerated, self.part
+
+    @property
+    def part(self) -> Shard:
+        """The part of the folder to take.
+
+        Raises:
+            ConfigError: `shard` is not understood.
+        """
+        return Shard.parse(self.shard)
 
     @property
     def tolerated(self) -> float:

@@ -85,6 +85,10 @@ def status(*, out: Path, as_json: bool) -> int:
         "version": facts["version"],
         "settings": settings,
     }
+    for shard in facts.get("shards", ()):
+        counts = ", ".join(f"{count:,} {state}" for state, count in shard["counts"].items() if count)
+        running = f", running: {shard['running']}" if shard["running"] else ""
+        rows[f"shard {shard['shard']}"] = f"{counts or 'none yet'}{running}"
     for name, value in rows.items():
         if value:
             click.echo(f"{name + ':':<16}{shown(value)}")

@@ -240,6 +240,19 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     metavar="FOLDER",
     help="With --files-from: the folder that the tree is mirrored from.  [default: here]",
 )
+@click.option("--allow-empty", is_flag=True, help="A folder without images is no error.")
+@click.option(
+    "--shard",
+    default=FolderConfig.shard,
+    show_default=True,
+    metavar="I/N",
+    help="Take part I of N, by a digest of each path; run all parts, 1/N to N/N, anywhere, in any order.",
+)
+@click.option(
+    "--force-unlock",
+    is_flag=True,
+    help="Take OUT from a run on another machine that has ended without letting go of it.",
+)
 @click.option("--dry-run", "-n", is_flag=True, help="Say what would be done; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress; failures and a summary only.")
@@ -252,6 +265,7 @@ def purify(
     files_from: Path | None,
     null: bool,
     base: Path | None,
+    allow_empty: bool,
     retry_failed: bool,
     dry_run: bool,
     as_json: bool,
@@ -288,7 +302,7 @@ def purify(
     plan = _plan(source, out, folder_config, files_from, stop, null=null, retry_failed=retry_failed)
     if retry_failed and not plan.listed:
         return _nothing_to_do(out, as_json=as_json)
-    total = _check_plan(plan, stop)
+    total = _check_plan(plan, stop, allow_empty=allow_empty)
     verbosity = -1 if quiet else verbose
     return _purify_folder(config, detect, plan, out, total, stop, verbosity, as_json=as_json, dry_run=dry_run)
 
@@ -342,13 +356,13 @@ def _plan(
 ) -> "Plan":
     from zipcli.pipeline.plan import Plan, check_folders, relative_paths
 
-    check_folders(source, out, listed=files_from is not None)
+    check_folders(source, out, inside=True)
     if retry_failed:
-        from zipcli.pipeline.ledger import failed_paths
+        from zipcli.pipeline.records import failed_paths
 
         return Plan(base=source, config=config, listed=failed_paths(out))
     if files_from is None:
-        return Plan(base=source, config=config)
+        return Plan(base=source, config=config, out=out)
     names = _read_list(files_from, stop, null=null)
     return Plan(base=source, config=config, listed=relative_paths(names, source, out))
 
@@ -375,21 +389,22 @@ def _stdin() -> IO[bytes]:
     return sys.stdin.buffer
 
 
-def _check_plan(plan: "Plan", stop: StopSignals) -> int:
-    """Count the files, refusing names that collide and a run that would do nothing."""
+def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool) -> int:
+    """Count the files of our shard, refusing names that collide and a run that would do nothing."""
     from zipcli.pipeline.plan import collisions, no_images
 
-    total = 0
+    found = ours = 0
 
     def counted() -> Iterator["Entry | Outcome"]:
-        nonlocal total
-        for entry in plan.entries():
+        nonlocal found, ours
+        for entry in plan.of_all_shards():
             stop.check()
-            total += 1
+            found += 1
+            ours += plan.takes(entry)
             yield entry
 
     shared = collisions(counted())
-    if total == 0:
+    if not (found or allow_empty):
         raise ConfigError(no_images(plan))
     if shared:
         lines = [
@@ -401,7 +416,7 @@ def _check_plan(plan: "Plan", stop: StopSignals) -> int:
                 ["some images would get in each other's way; rename one, or use --format same", *lines, *more]
             )
         )
-    return total
+    return ours
 
 
 def _purify_folder(
@@ -418,7 +433,7 @@ def _purify_folder(
 ) -> int:
     from zipcli.pipeline.ledger import Ledger
 
-    ledger = Ledger(out, plan.base)
+    ledger = Ledger(out, plan.base, plan.config.part)
     _refuse_foreign(plan, ledger, stop)
 
     from zipcli.pipeline.detection import open_detector
@@ -449,8 +464,13 @@ def _run(run: "FolderRun", total: int, stop: StopSignals, verbosity: int, *, as_
     ledger, out = run.ledger, run.ledger.out
     if as_json:
         emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)
-    with ledger.open(), Progress(total, verbosity=verbosity, as_json=as_json) as progress:
+    with (
+        ledger.open(force=run.config.force_unlock),
+        Progress(total, verbosity=verbosity, as_json=as_json) as progress,
+    ):
         stopped = False
+        if ledger.took_over:
+            say(f"Note: {ledger.took_over} had {shown(str(out))} before and did not end in order; going on")
         try:
             code = run.run(progress.add, stop.check).exit_code(run.config.tolerated)
         except StoppedError as e:
@@ -467,8 +487,8 @@ def _run(run: "FolderRun", total: int, stop: StopSignals, verbosity: int, *, as_
 
 def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
     """Refuse before any work when outputs exist that we did not write."""
-    from zipcli.pipeline.ledger import Decision
     from zipcli.pipeline.plan import Entry, files_in_the_way
+    from zipcli.pipeline.resume import Decision
 
     foreign = []
     folders: set[str] = set()
@@ -493,8 +513,8 @@ def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
 
 def _show_plan(plan: "Plan", ledger: "Ledger", stop: StopSignals, *, as_json: bool) -> int:
     """Say what a run would do; inputs are not read, so those that were changed are not seen."""
-    from zipcli.pipeline.ledger import Decision
     from zipcli.pipeline.plan import Entry
+    from zipcli.pipeline.resume import Decision
 
     found = todo = size = 0
     for entry in plan.entries():

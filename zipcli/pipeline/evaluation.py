@@ -17,11 +17,11 @@ from zipcli.images.load import Pixels
 from zipcli.images.write import psnr
 from zipcli.metrics import Labels, Share
 from zipcli.pipeline.dataset import read_rgb
-from zipcli.pipeline.ledger import STATE_FOLDER
 from zipcli.pipeline.outcome import path_from_json
 from zipcli.pipeline.plan import Entry
 from zipcli.pipeline.poisoned_set import Picture, PoisonedSet, read_picture
 from zipcli.pipeline.purifier import Purifier
+from zipcli.pipeline.settings import STATE_FOLDER
 from zipcli.protocols import Classifier
 
 SCHEMA = 1

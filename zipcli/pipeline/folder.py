@@ -10,13 +10,14 @@ import numpy as np
 
 from zipcli.config import FolderConfig
 from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError, Reason, shown
-from zipcli.images.load import Picture, declared_size, decode, read_file
-from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr, publish
+from zipcli.images.load import Picture, declared_size, decode
+from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr
 from zipcli.pipeline.detection import bunches, score_all
-from zipcli.pipeline.ledger import Decision, Ledger
+from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Entry, Plan
 from zipcli.pipeline.purifier import Purifier
+from zipcli.pipeline.resume import Decision
 from zipcli.pipeline.streams import Batches, map_through
 from zipcli.protocols import Detector
 
@@ -119,7 +120,7 @@ class FolderRun:
         began = time.monotonic()
         sha256 = None
         try:
-            data = read_file(entry.source, name=shown(entry.path))
+            data = self.plan.read(entry)
             sha256 = hashlib.sha256(data).hexdigest()
             decision = self.ledger.decide(
                 entry.path,
@@ -234,8 +235,7 @@ class FolderRun:
             data = encode(
                 clean, out_format, quality=self.config.quality, metadata=metadata, name=shown(entry.path)
             )
-            replace = self.config.overwrite or self.ledger.owns(entry.path, entry.target)
-            publish(data, self.ledger.out, entry.target, self.ledger.scratch, replace=replace)
+            self.ledger.publish(entry.path, entry.target, data)
         except InputError as e:
             return self.failed(entry, e, item.sha256)
         outcome = Outcome(

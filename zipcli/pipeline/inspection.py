@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zipcli.config import IMAGE_PATTERNS
+from zipcli.config import IMAGE_PATTERNS, Shard
 from zipcli.errors import ConfigError, shown
-from zipcli.pipeline.ledger import STATE_FOLDER, Ledger, Record, output_sha256, read_state
 from zipcli.pipeline.lock import holder
 from zipcli.pipeline.outcome import json_path
 from zipcli.pipeline.plan import matches
+from zipcli.pipeline.records import Record, Records, lock_file, read_records, shards_of
+from zipcli.pipeline.resume import output_sha256
+from zipcli.pipeline.settings import STATE_FOLDER, read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +46,14 @@ def verify(out: Path, check_stop: Callable[[], None] = lambda: None) -> Iterator
         ConfigError: `out` was not written by zipcli, or its state is damaged.
     """
     fingerprint = read_state(out).fingerprint
-    ledger = Ledger(out)
-    if ledger.damaged_lines:
+    records = read_records(out)
+    if records.damaged_lines:
         raise ConfigError(
-            f"{shown(str(out))}: {ledger.damaged_lines} damaged lines in the ledger, so nobody knows what "
+            f"{shown(str(out))}: {records.damaged_lines} damaged lines in the ledger, so nobody knows what "
             "they said; run the same zipcli purify again, then verify"
         )
     ours = set()
-    for path, record in sorted(ledger.records.items()):
+    for path, record in sorted(records.by_path.items()):
         check_stop()
         if record.out_path is None:
             continue
@@ -75,13 +77,14 @@ def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) 
     try:
         status = (out / name).lstat()
     except (FileNotFoundError, NotADirectoryError):
-        finished = record.state in ("done", "passed")
-        return finding("missing", "it was written, and is not there any more") if finished else None
+        if not record.is_finished:
+            return None
+        return finding("missing", "it was written, and is not there any more")
     except OSError as e:
         return finding("unreadable", f"{e.strerror}")
     if record.state == "started":
         return finding("unfinished", "begun and not finished; run the same zipcli purify again")
-    if record.state not in ("done", "passed"):
+    if not record.is_finished:
         return finding("outdated", "of an earlier version of its input, which has failed since")
     if not stat.S_ISREG(status.st_mode) or status.st_size != record.out_bytes:
         return finding("changed", "not the file that was written")
@@ -112,28 +115,40 @@ def status(out: Path) -> dict[str, Any]:
     Returns:
         `settings`, `fingerprint` and `version` of the last run, `input`, `counts` of the last state of
         every image, `reasons` of those that failed or were skipped, `out_bytes`, `first` and `last` time of
-        a line, `damaged_lines`, and `running`: who is writing there now, or None.
+        a line, `damaged_lines`, `running`: who is writing there now, or None, and `shards`: where there
+        are some, who is writing and the counts of each.
 
     Raises:
         ConfigError: `out` was not written by zipcli, or its state is damaged.
     """
-    state, ledger = read_state(out), Ledger(out)
-    records = ledger.records.values()
-    finished = [record for record in records if record.state in ("done", "passed")]
+    state, read = read_state(out), read_records(out)
+    records = read.by_path.values()
+    finished = [record for record in records if record.is_finished]
     times = sorted(record.time for record in records if record.time)
-    counts = Counter(record.state for record in records)
+    shards = [_shard_status(out, shard) for shard in shards_of(out)]
     return {
         **json_path("folder", str(out)),
         **({} if state.input is None else json_path("input", str(state.input))),
         "version": state.version,
         "settings": state.settings,
         "fingerprint": state.fingerprint,
-        "counts": {name: counts[name] for name in ("done", "passed", "skipped", "failed", "started")},
+        "counts": _counts(read),
         "reasons": dict(Counter(r.reason for r in records if r.reason)),
         "other_settings": sum(record.fingerprint != state.fingerprint for record in finished),
         "out_bytes": sum(record.out_bytes or 0 for record in finished),
         "first": times[0] if times else None,
         "last": times[-1] if times else None,
-        "damaged_lines": ledger.damaged_lines,
-        "running": holder(ledger.folder / "lock-00001"),
+        "damaged_lines": read.damaged_lines,
+        "running": ", ".join(shard["running"] for shard in shards if shard["running"]) or None,
+        **({"shards": shards} if len(shards) > 1 else {}),
     }
+
+
+def _shard_status(out: Path, shard: Shard) -> dict[str, Any]:
+    running = holder(lock_file(out, shard))
+    return {"shard": str(shard), "running": running, "counts": _counts(read_records(out, [shard]))}
+
+
+def _counts(records: Records) -> dict[str, int]:
+    counts = Counter(record.state for record in records.by_path.values())
+    return {name: counts[name] for name in ("done", "passed", "skipped", "failed", "started")}

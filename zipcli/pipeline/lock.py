@@ -1,11 +1,14 @@
-"""A lock that dies with its owner."""
+"""A lock that dies with its owner, and a record of who that is for where locks do not work."""
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from zipcli.errors import LockedError, OutputError, shown
@@ -14,19 +17,129 @@ A_MOMENT = 0.05
 """Seconds in which whoever only looks at a lock has let go of it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """A process, told from every other that ever had its number.
+
+    Attributes:
+        host: Name of its machine.
+        pid: Its number there.
+        started: When it was started, in the words of the system; empty where that cannot be known.
+    """
+
+    host: str
+    pid: int
+    started: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this machine."""
+        return self.host == socket.gethostname()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs on this machine at this moment."""
+        return self.is_here and _started(self.pid) in (self.started, "unknown")
+
+    def __str__(self) -> str:
+        """The owner in a message."""
+        return f"process {self.pid} on {shown(self.host)}"
+
+
+def this_process() -> Owner:
+    """The process that asks."""
+    return Owner(host=socket.gethostname(), pid=os.getpid(), started=_started(os.getpid()) or "")
+
+
+def _started(pid: int) -> str | None:
+    """What tells a process from an earlier one of its number; None where there is none."""
+    try:
+        # Behind the name, which may hold anything: field 22 is the start, in ticks since the boot.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19] + _boot()
+    except FileNotFoundError:
+        if os.path.isdir("/proc/self"):  # noqa: PTH112
+            return None
+    except OSError:
+        return "unknown"
+    try:  # a system without /proc
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return "unknown"
+
+
+@cache
+def _boot() -> str:
+    try:
+        return "@" + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def holder(file: Path) -> str | None:
-    """Who holds `file`, as they wrote there, or None where nobody does; it is not taken."""
+    """Who holds `file`, in words, or None where nobody does; it is not taken."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
+        owner = _recorded(descriptor)
         with contextlib.suppress(OSError):
             if not _take(descriptor, fcntl.LOCK_SH):
-                return _owner(descriptor)
+                return str(owner or "unknown")
+        return str(owner) if owner and owner.is_alive else None
     finally:
         os.close(descriptor)
-    return None
+
+
+@contextlib.contextmanager
+def locked(file: Path, what: Path, *, force: bool = False, remedy: str | None = None) -> Iterator[str | None]:
+    """Hold `file`, created as needed, until the end of the block.
+
+    On a local disk the kernel's lock decides: it dies with its owner. Some network file systems say
+    yes to everybody; there the record in the file decides, and where it names another machine, only
+    the user can know. Nothing that is written depends on the lock: two runs at once waste work.
+
+    Args:
+        file: The lock; it stays when the block ends, for whoever waits has it open.
+        what: What it guards, for messages.
+        force: Take it from an owner who cannot be seen from here.
+        remedy: What a user does who knows that such an owner has ended; to remove `file` by default.
+
+    Yields:
+        Who had it and did not let go, in words, or None.
+
+    Raises:
+        LockedError: Another process holds it, or may hold it.
+        OutputError: It cannot be made.
+    """
+    descriptor = _open(file, what)
+    try:
+        is_taken = _take_soon(descriptor)
+        owner = _recorded(descriptor)
+        if is_taken is False and force and not (owner and owner.is_alive):
+            file.unlink(missing_ok=True)  # a lock on a file without a name stops nobody
+            os.close(descriptor)
+            descriptor = _open(file, what)
+            is_taken = _take_soon(descriptor)
+        if is_taken is False or not (_is_gone(owner) or force or (is_taken and _works(file))):
+            raise LockedError(_refusal(owner, what, remedy or f"remove {shown(str(file))}"))
+        _record(descriptor, json.dumps(asdict(this_process())))
+        try:
+            yield str(owner) if owner else None
+        finally:
+            _record(descriptor, "")
+    finally:
+        os.close(descriptor)
+
+
+def _open(file: Path, what: Path) -> int:
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as e:
+        raise OutputError(f"{shown(str(what))}: cannot write there: {e.strerror}") from e
 
 
 def _take(descriptor: int, kind: int) -> bool:
@@ -38,41 +151,52 @@ def _take(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _owner(descriptor: int) -> str:
-    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
-
-
-@contextlib.contextmanager
-def locked(file: Path, what: Path) -> Iterator[None]:
-    """Hold `file`, created as needed, until the end of the block.
-
-    Args:
-        file: The lock; it stays when the block ends, for whoever waits has it open.
-        what: What it guards, for messages.
-
-    Raises:
-        LockedError: Another process holds it.
-        OutputError: It cannot be made.
-    """
+def _take_soon(descriptor: int) -> bool | None:
+    """Try to lock, and once more for the sake of a `holder` at work; None where there are no locks."""
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as e:
-        raise OutputError(f"{shown(str(what))}: cannot write there: {e.strerror}") from e
+        if _take(descriptor, fcntl.LOCK_EX):
+            return True
+        time.sleep(A_MOMENT)
+        return _take(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return None
+
+
+def _works(file: Path) -> bool:
+    """Whether a lock that we hold keeps others out, tried by opening the file once more."""
     try:
+        other = os.open(file, os.O_RDWR | os.O_CLOEXEC)
         try:
-            taken = _take(descriptor, fcntl.LOCK_EX)
-            if not taken:  # by `holder`, perhaps, which lets go at once
-                time.sleep(A_MOMENT)
-                taken = _take(descriptor, fcntl.LOCK_EX)
-        except OSError as e:
-            raise OutputError(f"{shown(str(what))}: cannot be locked: {e.strerror}") from e
-        if not taken:
-            raise LockedError(
-                f"{shown(str(what))}: another run is writing there ({_owner(descriptor)}); wait for it"
-            )
-        with contextlib.suppress(OSError):  # a courtesy, for which a full disk has no room
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
+            return not _take(other, fcntl.LOCK_EX)
+        finally:
+            os.close(other)
+    except OSError:
+        return False
+
+
+def _is_gone(owner: Owner | None) -> bool:
+    """Whether nobody is recorded, or a process of this machine that has ended."""
+    return owner is None or (owner.is_here and not owner.is_alive)
+
+
+def _refusal(owner: Owner | None, what: Path, remedy: str) -> str:
+    running = f"{shown(str(what))}: another run is writing there ({owner or 'unknown'}); wait for it"
+    if owner and owner.is_here:
+        return running
+    return f"{running}, or, when you know that it has ended, {remedy}"
+
+
+def _recorded(descriptor: int) -> Owner | None:
+    """Who wrote there last and did not let go; None also where that cannot be read."""
+    try:
+        values = json.loads(os.pread(descriptor, 1000, 0))
+        return Owner(host=str(values["host"]), pid=int(values["pid"]), started=str(values["started"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _record(descriptor: int, text: str) -> None:
+    """Write down who holds the lock; a courtesy, for which a full disk has no room."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from zipcli.config import FolderConfig
 from zipcli.errors import ConfigError, Reason, shown
+from zipcli.images.load import read_file
 from zipcli.images.write import output_name
 from zipcli.pipeline.outcome import Outcome
 
@@ -44,18 +45,37 @@ class Plan:
         base: The input folder.
         config: Patterns and output format.
         listed: Relative paths, for a run over a list of files; None to walk the folder.
+        out: The output folder; it is left out where it lies in the input folder.
     """
 
     base: Path
     config: FolderConfig
     listed: tuple[str, ...] | None = None
+    out: Path | None = None
 
     def entries(self) -> Iterator[Entry | Outcome]:
-        """Yield the files in a fixed order, and an outcome for each one that cannot be taken.
+        """Yield the files of our shard in a fixed order, and an outcome for each one that cannot be taken.
 
         The files of a folder come before those of the folders in it, each sorted by name.
         """
+        return filter(self.takes, self.of_all_shards())
+
+    def takes(self, entry: Entry | Outcome) -> bool:
+        """Whether a file belongs to our shard."""
+        part = self.config.part
+        return part.count == 1 or part.takes(entry.path)
+
+    def of_all_shards(self) -> Iterator[Entry | Outcome]:
+        """The same for the whole folder: two images of different shards may share an output."""
         return self._from_list(self.listed) if self.listed is not None else self._walk()
+
+    def read(self, entry: Entry) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        return read_file(entry.source, name=shown(entry.path))
 
     def _walk(self) -> Iterator[Entry | Outcome]:
         """Walk the tree; links to folders are not followed, so that no loop can hold us."""
@@ -75,7 +95,8 @@ class Plan:
                 if item.name.startswith("."):
                     continue
                 if item.is_dir(follow_symlinks=False):
-                    inner.append(path)
+                    if self.out is None or not _same_file(self.base / path, self.out):
+                        inner.append(path)
                 elif item.is_symlink() and _leads_to_folder(self.base / path):
                     yield _lost(path, Reason.SYMLINK, "a link to a folder is not followed")
                 elif self.selects(path):
@@ -145,13 +166,13 @@ def files_in_the_way(folders: Iterable[str], out: Path) -> list[str]:
     return sorted(f for f in folders if os.path.lexists(out / f) and not (out / f).is_dir())
 
 
-def check_folders(base: Path, out: Path, *, listed: bool = False) -> None:
+def check_folders(base: Path, out: Path, *, inside: bool = False) -> None:
     """Refuse folders that cannot be read from and written to at once.
 
     Args:
         base: The input folder.
         out: The output folder.
-        listed: The files are named one by one, so an output folder below the input is never walked.
+        inside: Whether it may lie inside the input folder, since nobody looks for images there.
 
     Raises:
         ConfigError: The input is missing or no folder, or one folder lies inside the other.
@@ -161,8 +182,10 @@ def check_folders(base: Path, out: Path, *, listed: bool = False) -> None:
         raise ConfigError(f"{shown(str(out))}: the output exists and is not a folder")
     inner, outer = out.resolve(), base.resolve()
     nestings = [(outer, inner, "the input folder lies inside the output folder")]
-    if not listed:
-        nestings.insert(0, (inner, outer, "the output folder lies inside the input folder"))
+    if _same_file(base, out):
+        nestings = [(outer, inner, "the output folder is the input folder")]
+    elif not inside:
+        nestings.append((inner, outer, "the output folder lies inside the input folder"))
     for a, b, words in nestings:
         if any(_same_file(parent, b) for parent in (a, *a.parents)):
             raise ConfigError(f"{shown(str(out))}: {words} {shown(str(base))}; choose a folder outside it")

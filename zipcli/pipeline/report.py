@@ -20,9 +20,9 @@ from zipcli.config import ReportConfig
 from zipcli.errors import ConfigError, InputError, Reason, shown
 from zipcli.images.load import Pixels, decode, read_file
 from zipcli.images.write import publish
-from zipcli.pipeline.ledger import STATE_FOLDER, read_state
 from zipcli.pipeline.outcome import path_from_json
 from zipcli.pipeline.plan import check_folder
+from zipcli.pipeline.settings import STATE_FOLDER, read_state
 from zipcli.pipeline.streams import map_ahead
 from zipcli.report.evaluation import Evaluation, parse_evaluation
 from zipcli.report.page import AMPLIFIED, Card, Report, build_page

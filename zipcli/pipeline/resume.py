@@ -1,0 +1,115 @@
+"""What to do with an input, from what an earlier run has left: one table."""
+
+import contextlib
+import errno
+import hashlib
+from enum import Enum
+from pathlib import Path
+
+from zipcli.errors import OutputError, shown
+from zipcli.pipeline.records import Record
+
+
+class Decision(Enum):
+    """What to do with an input."""
+
+    PURIFY = "purify"
+    SKIP = "skip"
+    REFUSE = "refuse"
+
+
+class Found(Enum):
+    """What an earlier run has left of an image; the first that holds."""
+
+    NO_OUTPUT = "there is no file at the name of the output"
+    FOREIGN = "there is one, and the ledger does not say that it is ours"
+    UNFINISHED = "the image was started, or has failed since, or was skipped"
+    OTHER_SETTINGS = "it was purified with other settings"
+    OTHER_INPUT = "it was purified from other bytes"
+    OTHER_SIZE = "the output has not the size that was written"
+    OTHER_BYTES = "it has the size, but not the bytes; looked for with --paranoid"
+    INTACT = "none of these"
+
+
+DECISIONS = {
+    Found.NO_OUTPUT: Decision.PURIFY,
+    Found.FOREIGN: Decision.REFUSE,  # unless --overwrite
+    Found.UNFINISHED: Decision.PURIFY,
+    Found.OTHER_SETTINGS: Decision.PURIFY,
+    Found.OTHER_INPUT: Decision.PURIFY,
+    Found.OTHER_SIZE: Decision.PURIFY,
+    Found.OTHER_BYTES: Decision.PURIFY,
+    Found.INTACT: Decision.SKIP,
+}
+"""Modification times are never consulted."""
+
+
+def find(
+    out: Path, target: str, record: Record | None, in_sha256: str | None, fingerprint: str, *, paranoid: bool
+) -> Found:
+    """Look at the output of one input.
+
+    Args:
+        out: The output folder.
+        target: The output, relative to it.
+        record: What the ledger says of the input, if anything.
+        in_sha256: Digest of the input; None to leave changes of the input out of it.
+        fingerprint: Of the settings of this run.
+        paranoid: Whether to read the output before it is believed.
+
+    Raises:
+        OutputError: Nobody can look there.
+    """
+    size = size_of(out / target)
+    if size is None:
+        return Found.NO_OUTPUT
+    if record is None or record.out_path != target:
+        return Found.FOREIGN
+    if not record.is_finished:
+        return Found.UNFINISHED
+    if record.fingerprint != fingerprint:
+        return Found.OTHER_SETTINGS
+    if in_sha256 not in (None, record.in_sha256):
+        return Found.OTHER_INPUT
+    if size != record.out_bytes:
+        return Found.OTHER_SIZE
+    if paranoid and not _has_digest(out / target, record.out_sha256):
+        return Found.OTHER_BYTES
+    return Found.INTACT
+
+
+def size_of(path: Path) -> int | None:
+    """Size of a file, or None where there is none; a link counts as a file of no size.
+
+    Raises:
+        OutputError: Nobody can look there.
+    """
+    try:
+        return path.lstat().st_size
+    except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return None
+        raise OutputError(f"{shown(str(path))}: cannot look there: {e.strerror}") from e
+
+
+def output_sha256(path: Path) -> str | None:
+    """Digest of an output; None for a link, which we never write.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.is_symlink():
+        return None
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _has_digest(path: Path, sha256: str | None) -> bool:
+    with contextlib.suppress(OSError):  # what cannot be read is written again
+        return output_sha256(path) == sha256
+    return False
+
+
+def has_bytes(path: Path, data: bytes) -> bool:
+    """Whether a file, which is no link, holds exactly `data`."""
+    return _has_digest(path, hashlib.sha256(data).hexdigest())

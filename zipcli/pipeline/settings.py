@@ -1,0 +1,151 @@
+"""With which settings an output folder was made: the file OUT/.zipcli/run.json.
+
+Settings are never mixed in one folder. The first run writes the file, and it alone: runs that start at
+the same moment (shards) cannot each write another.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zipcli import __version__
+from zipcli.errors import ConfigError, shown
+from zipcli.pipeline.outcome import json_path, path_from_json
+
+STATE_FOLDER = ".zipcli"
+
+FORMAT = 1
+"""Version of the files in the state folder; a newer one is refused."""
+
+ALGORITHM = 1
+"""Rises when the same settings give other pixels; part of the fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What run.json says.
+
+    Attributes:
+        settings: Of the outputs.
+        fingerprint: Of the settings.
+        version: Of the zipcli that wrote there last.
+        input: Where the images were, or None where that was not recorded.
+    """
+
+    settings: dict[str, Any]
+    fingerprint: str
+    version: str
+    input: Path | None
+
+
+def read_state(out: Path) -> State:
+    """Read run.json of an output folder; a run may be writing there meanwhile.
+
+    Raises:
+        ConfigError: There is none, or it is damaged or of a newer version.
+    """
+    file = out / STATE_FOLDER / "run.json"
+    name = shown(str(file))
+    try:
+        run = json.loads(file.read_bytes())
+        is_newer = int(run["format"]) > FORMAT
+        state = State(
+            settings=dict(run["settings"]),
+            fingerprint=str(run["fingerprint"]),
+            version=str(run.get("version")),
+            input=Path(path_from_json(run, "input")) if "input" in run else None,
+        )
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise ConfigError(
+            f"{shown(str(out))}: holds no ledger; give the output folder of zipcli purify"
+        ) from e
+    except OSError as e:
+        raise ConfigError(f"{name}: cannot be read: {e.strerror}") from e
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ConfigError(f"{name}: damaged ({e}); purify again, with --overwrite") from e
+    if is_newer:
+        raise ConfigError(f"{name}: written by a newer zipcli; install that version to go on")
+    return state
+
+
+def complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as run.json holds them."""
+    completed: dict[str, Any] = json.loads(json.dumps({"algorithm": ALGORITHM, **settings}, allow_nan=False))
+    return completed
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Digest of everything that can change the bytes of an output, 32 hex digits."""
+    text = json.dumps(settings, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on in a folder of other settings.
+
+    Raises:
+        ConfigError: It has them, or run.json is damaged or of a newer version.
+    """
+    if not os.path.lexists(out / STATE_FOLDER / "run.json"):
+        return
+    known = read_state(out).settings
+    if known != settings:
+        changed = [
+            f"{name.rstrip('_')}: {known.get(name)!r} there, {settings.get(name)!r} now"
+            for name in sorted(known.keys() | settings.keys())
+            if known.get(name) != settings.get(name)
+        ]
+        raise ConfigError(
+            f"{shown(str(out))}: holds images purified with other settings ({'; '.join(changed)}); choose "
+            "another output folder, or use --overwrite to purify all of them again"
+        )
+
+
+def write_settings(
+    out: Path, settings: dict[str, Any], source: Path | None, scratch: Path, *, overwrite: bool
+) -> None:
+    """Record the settings of a folder, durably, whole or not at all.
+
+    Args:
+        out: The output folder; its state folder exists.
+        settings: Of this run, as `complete` returns them.
+        source: The input folder.
+        scratch: Where unfinished files may lie.
+        overwrite: Whether other settings give way.
+
+    Raises:
+        ConfigError: Another run has recorded others meanwhile, and `overwrite` is False.
+        OSError: The folder cannot be written.
+    """
+    run = {
+        "format": FORMAT,
+        "version": __version__,
+        "fingerprint": fingerprint(settings),
+        "settings": settings,
+    }
+    if source is not None:
+        run |= json_path("input", os.path.abspath(source))  # noqa: PTH100  # links stay as given
+    file = out / STATE_FOLDER / "run.json"
+    data = json.dumps(run, indent=2, sort_keys=True).encode()
+    with contextlib.suppress(OSError):
+        if file.read_bytes() == data:
+            return
+    temporary = scratch / f"run-{secrets.token_hex(8)}.part"
+    try:
+        with temporary.open("xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if not overwrite:
+            # Settings that were there are ours by now; so whoever writes first decides.
+            with contextlib.suppress(OSError):
+                file.hardlink_to(temporary)
+            refuse_other_settings(out, settings)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
