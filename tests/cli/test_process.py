@@ -477,6 +477,26 @@ def test_a_second_signal_does_not_wait_for_the_network(here: Path) -> None:
     assert tree(here / "out") == {}
 
 
+@pytest.mark.fault("F03", "F05")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_not_lost_on_a_network_that_computes_for_long(here: Path, number: signal.Signals) -> None:
+    picture(here / "in" / "large.png", (1000, 1000))
+    words = ("purify", "in", "out", *PRIOR, "--tile", "1024")  # one call takes longer than anybody waits
+    with start(*words, cwd=here) as process:
+        ledger = here / "out" / STATE / LEDGER
+        while not (ledger.exists() and b"started" in ledger.read_bytes()):
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(number)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=PATIENCE)
+        took = time.monotonic() - began
+    assert process.returncode == 128 + number
+    assert took <= 5
+    assert tree(here / "out") == {}
+    assert "to go on, run the same command again" in err.decode()
+
+
 @pytest.mark.parametrize("words", [("purify", "-", "-"), ("purify", "in", "out", "--files-from", "-")])
 def test_ctrl_c_ends_a_command_that_waits_for_its_input(here: Path, words: tuple[str, ...]) -> None:
     picture(here / "in" / "a.png")

@@ -296,6 +296,8 @@ def purify(
             option = name.removeprefix("as_").replace("_", "-")
             raise click.UsageError(f"--{option}: one picture through a pipe does not use it; leave it out")
         return _purify_pipe(config, folder_config, stop, verbose=verbose)
+    again = shlex.join(["zipcli", *sys.argv[1:]])
+    stop.last_words = f"stopped; to go on, run the same command again: {again}"
     source, out = _folders(folders, files_from, base)
     if as_json and "stdout" in closed_streams:
         raise click.UsageError("--json: standard output is closed")
@@ -479,7 +481,7 @@ def _run(run: "FolderRun", total: int, stop: StopSignals, verbosity: int, *, as_
     if as_json:
         emit("run_end", **progress.summary.as_json(), exit_code=int(code))
     if stopped:
-        say(f"stopped; to go on, run the same command again: {shlex.join(['zipcli', *sys.argv[1:]])}")
+        say(stop.last_words)
     elif stale := ledger.stale():
         say(f"Warning: {stale} images in {shown(str(out))} are still those of other settings; see the ledger")
     return code

@@ -136,7 +136,7 @@ def train(
     if "steps" in options and "minutes" in options:
         _prefer_flag(ctx, options)
     config = TrainConfig(**options)
-    stop = StopSignals()
+    stop = StopSignals(grace=None)  # a checkpoint takes the time that it takes
     from zipcli.pipeline.train import train_prior
 
     listener = model_listener(stop, quiet=quiet or as_json)
