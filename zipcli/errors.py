@@ -42,6 +42,7 @@ class Reason(StrEnum):
     ENCODE_FAILED = "encode_failed"
     FOREIGN_OUTPUT = "foreign_output"
     NAME_UNSUPPORTED = "name_unsupported"
+    COLLISION = "collision"
 
 
 def shown(text: str) -> str:

@@ -58,8 +58,15 @@ def emit(kind: str, **values: Any) -> None:
 class Progress(AbstractContextManager["Progress"]):
     """Progress of a folder run."""
 
-    def __init__(self, total: int, *, verbosity: int, as_json: bool, word: str = "purifying") -> None:
-        """Prepare; `verbosity` is -1 for quiet, 0, or 1 and more for a line per image."""
+    def __init__(self, total: int | None, *, verbosity: int, as_json: bool, word: str = "purifying") -> None:
+        """Prepare.
+
+        Args:
+            total: How many images there are; None where nobody knows.
+            verbosity: -1 for quiet, 0, or 1 and more for a line per image.
+            as_json: Whether to print a JSON line for each image.
+            word: What is being done.
+        """
         self.total = total
         self.word = word
         self.verbosity = verbosity
@@ -130,9 +137,12 @@ class Progress(AbstractContextManager["Progress"]):
         """One line every 30 seconds or 5 %, whichever is later."""
         now, done = time.monotonic(), self.summary.found
         then, before = self._last
-        if now - then < PLAIN_SECONDS or done - before < PLAIN_SHARE * self.total:
+        if now - then < PLAIN_SECONDS or done - before < PLAIN_SHARE * (self.total or 0):
             return
         self._last = (now, done)
+        if self.total is None:
+            say(f"{self.word} {done} failed {self.summary.counts['failed']}")
+            return
         left = (now - self.began) / done * max(0, self.total - done)
         share = f"{done}/{self.total} ({done / max(1, self.total):.0%})"
         say(f"{self.word} {share} failed {self.summary.counts['failed']} eta {clock(left)}")
@@ -156,7 +166,7 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def _live_bar(total: int, word: str) -> Any:
+def _live_bar(total: int | None, word: str) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""zipcli verify and zipcli status."""
+"""zipcli verify, zipcli status and zipcli merge."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -93,3 +93,20 @@ def status(*, out: Path, as_json: bool) -> int:
         if value:
             click.echo(f"{name + ':':<16}{shown(value)}")
     return ExitCode.DONE
+
+
+@click.command(epilog="\b\nExample:\n  zipcli merge clean && zipcli verify clean")
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+def merge(*, out: Path) -> int:
+    """Join what `zipcli purify --shard` has written.
+
+    OUT is the output folder of all shards. Checks that every shard has run, that no image was taken twice
+    and that all have the same settings, and makes one ledger of theirs; a run without --shard can go on
+    then. No image is touched. Exit code 3 if images have failed, or are not finished.
+    """
+    StopSignals()
+    from zipcli.pipeline.merge import merge
+
+    counts = Counter(record.state for record in merge(out).by_path.values())
+    say(", ".join(f"{count:,} {state}" for state, count in sorted(counts.items())) or "no images")
+    return ExitCode.SOME_FAILED if counts["failed"] or counts["started"] else ExitCode.DONE

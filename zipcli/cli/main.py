@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "zipcli.cli.report:report",
     "verify": "zipcli.cli.inspect:verify",
     "status": "zipcli.cli.inspect:status",
+    "merge": "zipcli.cli.inspect:merge",
     "train": "zipcli.cli.train:train",
     "doctor": "zipcli.cli.doctor:doctor",
     "models": "zipcli.cli.models:models",

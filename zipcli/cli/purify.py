@@ -1,20 +1,18 @@
 """zipcli purify."""
 
-import os
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from zipcli.cli.console import Progress, closed_streams, emit, say
-from zipcli.cli.detector_options import advice, detector_config, detector_options
-from zipcli.cli.downloads import model_listener
+from zipcli.cli.console import closed_streams
+from zipcli.cli.detector_options import detector_config, detector_options
 from zipcli.cli.options import Name, given, selection_options
+from zipcli.cli.purify_folder import Wishes, purify_folder
+from zipcli.cli.purify_stream import purify_picture, purify_tar
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
     DETECTOR_SETTINGS,
@@ -30,14 +28,16 @@ from zipcli.config import (
     PurifyConfig,
     purify_config,
 )
-from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
+from zipcli.errors import ConfigError
 
-if TYPE_CHECKING:
-    from zipcli.pipeline.folder import FolderRun
-    from zipcli.pipeline.ledger import Ledger
-    from zipcli.pipeline.outcome import Outcome
-    from zipcli.pipeline.plan import Entry, Plan
-
+WISHES = [
+    field.name for field in fields(Wishes) if field.name not in ("source", "out", "verbosity", "as_json")
+]
+NOT_OF_TARS = (
+    *("files_from", "retry_failed", "watch", "dry_run", "as_json", "allow_empty"),
+    *("shard", "overwrite", "paranoid", "force_unlock"),
+)
+NOT_OF_PICTURES = (*NOT_OF_TARS, "include", "exclude", "jobs", "detector", "fail_on")
 PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
 FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 
@@ -45,7 +45,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 @click.command(
     epilog="\b\nExamples:\n"
     "  zipcli purify photos clean -t blur:4 -t gray\n"
-    "  zipcli purify - - < in.png > out.png"
+    "  zipcli purify - - < in.png > out.png\n"
+    "  tar c photos | zipcli purify --tar - - | tar x -C clean"
 )
 @click.argument("folders", nargs=-1, metavar="IN OUT", type=click.Path(path_type=Path))
 @click.option(
@@ -253,6 +254,25 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     is_flag=True,
     help="Take OUT from a run on another machine that has ended without letting go of it.",
 )
+@click.option(
+    "--tar",
+    is_flag=True,
+    help="IN and OUT are - and -: a tar stream on standard input, which may be compressed, becomes one on "
+    "standard output. An image that fails is not in it.",
+)
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Go on for ever: purify each image that comes to IN, or changes there, once it is complete.",
+)
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Wishes.settle,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: how long a file must stay as it is to count as complete.",
+)
 @click.option("--dry-run", "-n", is_flag=True, help="Say what would be done; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress; failures and a summary only.")
@@ -263,11 +283,8 @@ def purify(
     /,
     folders: tuple[Path, ...],
     files_from: Path | None,
-    null: bool,
     base: Path | None,
-    allow_empty: bool,
-    retry_failed: bool,
-    dry_run: bool,
+    tar: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
@@ -275,38 +292,55 @@ def purify(
 ) -> int:
     """Purify the images below IN into the same tree below OUT.
 
-    `zipcli purify - -` purifies one picture from standard input to standard output.
+    `zipcli purify - -` purifies one picture from standard input to standard output, and with --tar the
+    pictures of a tar stream.
     """
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose contradict each other")
-    if null and files_from is None:
-        raise click.UsageError("--null needs --files-from")
-    if base is not None and files_from is None:
-        raise click.UsageError("--base needs --files-from; give IN instead")
-    if retry_failed and files_from is not None:
-        raise click.UsageError("--retry-failed and --files-from both say which files to take; give one")
+    _refuse_contradictions(ctx)
     config = purify_config(**given(ctx, PIXEL_OPTIONS))
     folder_config = _folder_config(given(ctx, FOLDER_OPTIONS))
     detect = _detect_config(ctx, config, folder_config.detector)
     stop = StopSignals()
-    if [str(folder) for folder in folders] == ["-", "-"]:
-        of_folders = ("files_from", "retry_failed", "dry_run", "as_json", "include", "exclude", "jobs")
-        unused = (*of_folders, "detector", "overwrite", "paranoid", "fail_on")
-        for name in given(ctx, unused):
-            option = name.removeprefix("as_").replace("_", "-")
-            raise click.UsageError(f"--{option}: one picture through a pipe does not use it; leave it out")
-        return _purify_pipe(config, folder_config, stop, verbose=verbose)
-    again = shlex.join(["zipcli", *sys.argv[1:]])
-    stop.last_words = f"stopped; to go on, run the same command again: {again}"
+    verbosity = -1 if quiet else verbose
+    piped = [str(folder) for folder in folders] == ["-", "-"]
+    if tar and not piped:
+        raise click.UsageError("--tar reads and writes streams: zipcli purify --tar - - < IN.tar > OUT.tar")
+    if tar:
+        _refuse_unused(ctx, NOT_OF_TARS, "a tar stream")
+        return purify_tar(config, folder_config, detect, stop, verbosity)
+    if piped:
+        _refuse_unused(ctx, NOT_OF_PICTURES, "one picture through a pipe")
+        return purify_picture(config, folder_config, stop, verbose=bool(verbose))
     source, out = _folders(folders, files_from, base)
     if as_json and "stdout" in closed_streams:
         raise click.UsageError("--json: standard output is closed")
-    plan = _plan(source, out, folder_config, files_from, stop, null=null, retry_failed=retry_failed)
-    if retry_failed and not plan.listed:
-        return _nothing_to_do(out, as_json=as_json)
-    total = _check_plan(plan, stop, allow_empty=allow_empty)
-    verbosity = -1 if quiet else verbose
-    return _purify_folder(config, detect, plan, out, total, stop, verbosity, as_json=as_json, dry_run=dry_run)
+    again = shlex.join(["zipcli", *sys.argv[1:]])
+    stop.last_words = f"stopped; to go on, run the same command again: {again}"
+    wishes = Wishes(source=source, out=out, verbosity=verbosity, as_json=as_json, **given(ctx, WISHES))
+    return purify_folder(wishes, config, folder_config, detect, stop)
+
+
+def _refuse_contradictions(ctx: click.Context) -> None:
+    """Refuse options that say different things about which files to take."""
+    set_by_user = given(ctx, ("files_from", "null", "base", "retry_failed", "watch", "settle", "dry_run"))
+    for name, needed in (("null", "files_from"), ("base", "files_from"), ("settle", "watch")):
+        if name in set_by_user and needed not in set_by_user:
+            raise click.UsageError(f"{_option(name)} needs {_option(needed)}")
+    ways = [name for name in ("files_from", "retry_failed", "watch", "dry_run") if name in set_by_user]
+    if len(ways) > 1 and ways[1:] != ["dry_run"]:
+        raise click.UsageError(f"{_option(ways[0])} and {_option(ways[1])} contradict each other; give one")
+    if ways == ["watch", "dry_run"]:
+        raise click.UsageError("--watch and --dry-run contradict each other; give one")
+
+
+def _refuse_unused(ctx: click.Context, names: tuple[str, ...], what: str) -> None:
+    for name in given(ctx, names):
+        raise click.UsageError(f"{_option(name)}: {what} does not use it; leave it out")
+
+
+def _option(name: str) -> str:
+    return "--" + name.removeprefix("as_").replace("_", "-")
 
 
 def _detect_config(ctx: click.Context, config: PurifyConfig, detector: str) -> DetectConfig:
@@ -335,247 +369,3 @@ def _folders(folders: tuple[Path, ...], files_from: Path | None, base: Path | No
     if Path("-") in folders:
         raise click.UsageError("- stands for one picture through a pipe: zipcli purify - - < IN > OUT")
     return folders[0], folders[1]
-
-
-def _nothing_to_do(out: Path, *, as_json: bool) -> int:
-    say(f"nothing has failed in {shown(str(out))}")
-    if as_json:
-        from zipcli.pipeline.outcome import Summary
-
-        emit("run_end", **Summary().as_json(), exit_code=int(ExitCode.DONE))
-    return ExitCode.DONE
-
-
-def _plan(
-    source: Path,
-    out: Path,
-    config: FolderConfig,
-    files_from: Path | None,
-    stop: StopSignals,
-    *,
-    null: bool,
-    retry_failed: bool,
-) -> "Plan":
-    from zipcli.pipeline.plan import Plan, check_folders, relative_paths
-
-    check_folders(source, out, inside=True)
-    if retry_failed:
-        from zipcli.pipeline.records import failed_paths
-
-        return Plan(base=source, config=config, listed=failed_paths(out))
-    if files_from is None:
-        return Plan(base=source, config=config, out=out)
-    names = _read_list(files_from, stop, null=null)
-    return Plan(base=source, config=config, listed=relative_paths(names, source, out))
-
-
-def _read_list(file: Path, stop: StopSignals, *, null: bool) -> list[str]:
-    """Names from a file or standard input, as the file system spells them."""
-    try:
-        if str(file) == "-":
-            data = stop.read(_stdin())
-        else:
-            with file.open("rb") as f:  # a pipe, perhaps
-                data = stop.read(f)
-    except OSError as e:
-        raise ConfigError(f"{file}: cannot read the list of files: {e.strerror}") from e
-    names = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]
-    if any(b"\0" in name for name in names):
-        raise click.UsageError("the names of --files-from hold NUL bytes; add -0")
-    return [os.fsdecode(name) for name in names if name]
-
-
-def _stdin() -> IO[bytes]:
-    if "stdin" in closed_streams:
-        raise click.UsageError("standard input is closed; there is nothing to read")
-    return sys.stdin.buffer
-
-
-def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool) -> int:
-    """Count the files of our shard, refusing names that collide and a run that would do nothing."""
-    from zipcli.pipeline.plan import collisions, no_images
-
-    found = ours = 0
-
-    def counted() -> Iterator["Entry | Outcome"]:
-        nonlocal found, ours
-        for entry in plan.of_all_shards():
-            stop.check()
-            found += 1
-            ours += plan.takes(entry)
-            yield entry
-
-    shared = collisions(counted())
-    if not (found or allow_empty):
-        raise ConfigError(no_images(plan))
-    if shared:
-        lines = [
-            f"  {shown(a)} and {shown(b)} would both become {shown(target)}" for a, b, target in shared[:20]
-        ]
-        more = [f"  ... and {len(shared) - 20} more"] if len(shared) > 20 else []
-        raise ConfigError(
-            "\n".join(
-                ["some images would get in each other's way; rename one, or use --format same", *lines, *more]
-            )
-        )
-    return ours
-
-
-def _purify_folder(
-    config: PurifyConfig,
-    detect: DetectConfig,
-    plan: "Plan",
-    out: Path,
-    total: int,
-    stop: StopSignals,
-    verbosity: int,
-    *,
-    as_json: bool,
-    dry_run: bool,
-) -> int:
-    from zipcli.pipeline.ledger import Ledger
-
-    ledger = Ledger(out, plan.base, plan.config.part)
-    _refuse_foreign(plan, ledger, stop)
-
-    from zipcli.pipeline.detection import open_detector
-    from zipcli.pipeline.folder import FolderRun
-    from zipcli.pipeline.purifier import Purifier
-
-    purifier = Purifier.from_config(config, model_listener(stop, quiet=verbosity < 0))
-    if verbosity >= 0 and (text := advice(detect)):
-        say(f"Note: {text}")
-    with open_detector(detect, lambda text: say(f"Note: {text}"), stop.check) as screening:
-        settings = {
-            **purifier.fingerprint_parts,
-            **plan.config.file_settings(),
-            **screening.fingerprint_parts,
-        }
-        ledger.use_settings(settings, overwrite=plan.config.overwrite)
-        if ledger.damaged_lines:
-            say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {out} are ignored")
-        if dry_run:
-            return _show_plan(plan, ledger, stop, as_json=as_json)
-        stop.check()
-        purifier.stop_with(stop.check)
-        run = FolderRun(plan, purifier, screening.detector, ledger)
-        return _run(run, total, stop, verbosity, as_json=as_json)
-
-
-def _run(run: "FolderRun", total: int, stop: StopSignals, verbosity: int, *, as_json: bool) -> int:
-    ledger, out = run.ledger, run.ledger.out
-    if as_json:
-        emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)
-    with (
-        ledger.open(force=run.config.force_unlock),
-        Progress(total, verbosity=verbosity, as_json=as_json) as progress,
-    ):
-        stopped = False
-        if ledger.took_over:
-            say(f"Note: {ledger.took_over} had {shown(str(out))} before and did not end in order; going on")
-        try:
-            code = run.run(progress.add, stop.check).exit_code(run.config.tolerated)
-        except StoppedError as e:
-            code, stopped = e.exit_code, True
-    progress.finish(str(out))
-    if as_json:
-        emit("run_end", **progress.summary.as_json(), exit_code=int(code))
-    if stopped:
-        say(stop.last_words)
-    elif stale := ledger.stale():
-        say(f"Warning: {stale} images in {shown(str(out))} are still those of other settings; see the ledger")
-    return code
-
-
-def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
-    """Refuse before any work when outputs exist that we did not write."""
-    from zipcli.pipeline.plan import Entry, files_in_the_way
-    from zipcli.pipeline.resume import Decision
-
-    foreign = []
-    folders: set[str] = set()
-    for entry in plan.entries():
-        stop.check()
-        if isinstance(entry, Entry):
-            folders.update(entry.target_folders)
-            decision = ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite)
-            if decision is Decision.REFUSE:
-                foreign.append(entry.target)
-    blocking = files_in_the_way(folders, ledger.out)
-    if blocking:
-        names = "\n".join(f"  {shown(name)}" for name in blocking[:20])
-        raise ConfigError(f"{ledger.out}: files are in the way where folders are needed; move them\n{names}")
-    if foreign:
-        names = "\n".join(f"  {shown(name)}" for name in foreign[:20])
-        raise ConfigError(
-            f"{ledger.out}: {len(foreign)} files are in the way and were not written by zipcli; move them, "
-            f"choose another output folder, or use --overwrite\n{names}"
-        )
-
-
-def _show_plan(plan: "Plan", ledger: "Ledger", stop: StopSignals, *, as_json: bool) -> int:
-    """Say what a run would do; inputs are not read, so those that were changed are not seen."""
-    from zipcli.pipeline.plan import Entry
-    from zipcli.pipeline.resume import Decision
-
-    found = todo = size = 0
-    for entry in plan.entries():
-        stop.check()
-        found += 1
-        if isinstance(entry, Entry):
-            decision = ledger.decide(
-                entry.path,
-                entry.target,
-                None,
-                overwrite=plan.config.overwrite,
-                paranoid=plan.config.paranoid,
-            )
-            todo += decision is Decision.PURIFY
-            size += entry.size if decision is Decision.PURIFY else 0
-            if as_json:
-                from zipcli.pipeline.outcome import json_path
-
-                paths = json_path("path", entry.path) | json_path("out_path", entry.target)
-                emit("plan", **paths, decision=decision.value, bytes=entry.size)
-    free = shutil.disk_usage(next(p for p in (ledger.out, *ledger.out.absolute().parents) if p.exists())).free
-    if as_json:
-        emit("plan_end", found=found, purify=todo, bytes=size, free_bytes=free, settings=ledger.settings)
-    else:
-        say(f"would purify {todo} of {found} images ({size / 1e6:.1f} MB) into {ledger.out}")
-        say(f"free disk there: {free / 1e9:.1f} GB; settings: {ledger.settings}")
-    return ExitCode.DONE
-
-
-def _purify_pipe(
-    config: PurifyConfig, folder_config: FolderConfig, stop: StopSignals, *, verbose: int
-) -> int:
-    """One picture from standard input to standard output."""
-    if "stdout" in closed_streams:
-        raise click.UsageError("standard output is closed; the picture has nowhere to go")
-    stdout: IO[bytes] = sys.stdout.buffer
-    if sys.stdout.isatty():
-        raise click.UsageError("the picture would fill your terminal; redirect it: zipcli purify - - > OUT")
-
-    from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError
-    from zipcli.images.load import decode
-    from zipcli.images.write import encode, output_format
-    from zipcli.pipeline.purifier import Purifier
-
-    data = stop.read(_stdin())
-    try:
-        picture = decode(data, "standard input")
-        purifier = Purifier.from_config(config, model_listener(stop, quiet=not verbose))
-        purifier.stop_with(stop.check)
-        clean = purifier.purify_pixels([picture.pixels])[0]
-        metadata = picture.metadata if folder_config.metadata == "safe" else None
-        out_format = output_format(folder_config.format, picture.format)
-        encoded = encode(clean, out_format, quality=folder_config.quality, metadata=metadata)
-    except (InputError, MemoryExhaustedError, NonFiniteError) as e:
-        say(f"Error: {e}")
-        return ExitCode.SOME_FAILED
-    stop.check()
-    stdout.write(encoded)
-    stdout.flush()
-    if verbose:
-        say("; ".join(["done standard input", *picture.notes]))
-    return ExitCode.DONE

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -13,9 +14,8 @@ from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError, Reas
 from zipcli.images.load import Picture, declared_size, decode
 from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr
 from zipcli.pipeline.detection import bunches, score_all
-from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
-from zipcli.pipeline.plan import Entry, Plan
+from zipcli.pipeline.plan import Entry
 from zipcli.pipeline.purifier import Purifier
 from zipcli.pipeline.resume import Decision
 from zipcli.pipeline.streams import Batches, map_through
@@ -56,16 +56,51 @@ class Item:
         return int(self.picture.pixels.shape[0] * self.picture.pixels.shape[1])
 
 
-class FolderRun:
-    """One run over a folder: a plan, a purifier and a ledger that belong together."""
+class Source(Protocol):
+    """Where images come from: a folder (`Plan`) or a tar stream."""
 
-    def __init__(self, plan: Plan, purifier: Purifier, detector: Detector, ledger: Ledger) -> None:
-        """Join the parts; `ledger` must be open while `stream` is read."""
-        self.plan = plan
-        self.config: FolderConfig = plan.config
+    @property
+    def config(self) -> FolderConfig:
+        """How they are read and written."""
+
+    def entries(self) -> Iterator[Entry | Outcome]:
+        """The images, and an outcome for each file that cannot be taken."""
+
+    def read(self, entry: Entry, /) -> bytes:
+        """The bytes of an image; raises `InputError` where there are none."""
+
+
+class Sink(Protocol):
+    """Where purified images go, and where it is noted: a folder (`Ledger`) or a tar stream."""
+
+    def decide(
+        self, path: str, target: str, in_sha256: str | None, *, overwrite: bool, paranoid: bool = False
+    ) -> Decision:
+        """What to do with an image."""
+
+    def start(self, images: Iterable[tuple[str, str, str]], seed: int | None) -> None:
+        """Note (path, target, input digest) of images whose outputs may appear from now on."""
+
+    def publish(self, path: str, target: str, data: bytes) -> None:
+        """Make an output appear, whole."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """Note what became of an image; called from several threads."""
+
+    def retract(self, path: str, target: str, in_sha256: str | None) -> None:
+        """Take back the output of an earlier version of an image that has failed."""
+
+
+class FolderRun:
+    """One run: a source, a purifier, a detector and a sink that belong together."""
+
+    def __init__(self, source: Source, purifier: Purifier, detector: Detector, sink: Sink) -> None:
+        """Join the parts; a `Ledger` must be open while `stream` is read."""
+        self.source = source
+        self.config = source.config
         self.purifier = purifier
         self.detector = detector
-        self.ledger = ledger
+        self.sink = sink
         self._unreported: dict[str, Outcome] = {}
 
     def run(
@@ -109,8 +144,8 @@ class FolderRun:
         return map_through(pool, self.write, purified, cost=lambda i: i.pixels, budget=DECODED_PIXELS)
 
     def find(self) -> Iterator[Entry | Outcome]:
-        """Yield the files of the plan, recording those that cannot be taken."""
-        for entry in self.plan.entries():
+        """Yield the files of the source, recording those that cannot be taken."""
+        for entry in self.source.entries():
             if isinstance(entry, Outcome):
                 self._finish(entry)
             yield entry
@@ -120,9 +155,9 @@ class FolderRun:
         began = time.monotonic()
         sha256 = None
         try:
-            data = self.plan.read(entry)
+            data = self.source.read(entry)
             sha256 = hashlib.sha256(data).hexdigest()
-            decision = self.ledger.decide(
+            decision = self.sink.decide(
                 entry.path,
                 entry.target,
                 sha256,
@@ -177,7 +212,7 @@ class FolderRun:
                 screened.append(item)
         passed = [item for item in screened if isinstance(item, Item) and item.clean is not None]
         if passed:
-            self.ledger.start([(item.entry.path, item.entry.target, item.sha256) for item in passed], None)
+            self.sink.start([(item.entry.path, item.entry.target, item.sha256) for item in passed], None)
         yield from screened
 
     def purify(self, items: Iterable[Item | Outcome]) -> Iterator[Item | Outcome]:
@@ -199,7 +234,7 @@ class FolderRun:
 
     def purify_batch(self, batch: list[Item]) -> Iterator[Item | Outcome]:
         """Purify images of one size; one that fails does not take its neighbours along."""
-        self.ledger.start(
+        self.sink.start(
             [(item.entry.path, item.entry.target, item.sha256) for item in batch],
             self.purifier.config.seed,
         )
@@ -235,7 +270,7 @@ class FolderRun:
             data = encode(
                 clean, out_format, quality=self.config.quality, metadata=metadata, name=shown(entry.path)
             )
-            self.ledger.publish(entry.path, entry.target, data)
+            self.sink.publish(entry.path, entry.target, data)
         except InputError as e:
             return self.failed(entry, e, item.sha256)
         outcome = Outcome(
@@ -266,7 +301,7 @@ class FolderRun:
 
     def failed(self, entry: Entry, error: InputError, sha256: str | None) -> Outcome:
         """Record that an image failed; it has no output, not even one of an earlier version."""
-        self.ledger.retract(entry.path, entry.target, sha256)
+        self.sink.retract(entry.path, entry.target, sha256)
         outcome = Outcome(
             path=entry.path, state="failed", reason=error.reason, message=str(error), in_sha256=sha256
         )
@@ -274,7 +309,7 @@ class FolderRun:
 
     def _finish(self, outcome: Outcome) -> Outcome:
         """Record what became of an image, in any thread."""
-        self.ledger.finish(outcome)
+        self.sink.finish(outcome)
         self._unreported[outcome.path] = outcome
         return outcome
 

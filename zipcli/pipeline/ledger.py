@@ -56,6 +56,23 @@ RESERVE_BYTES = 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def refuse_unwritable(out: Path) -> None:
+    """Look, before a model is loaded, whether an output folder can be written, or made where there is none.
+
+    Raises:
+        OutputError: It is on a read-only disk, or its permissions forbid it.
+    """
+    nearest = next(folder for folder in (out, *out.absolute().parents) if os.path.lexists(folder))
+    try:
+        read_only = bool(os.statvfs(nearest).f_flag & os.ST_RDONLY)
+    except OSError as e:
+        raise OutputError(f"{shown(str(out))}: cannot look there: {e.strerror}") from e
+    if read_only:
+        raise OutputError(f"{shown(str(out))}: cannot write there: {os.strerror(errno.EROFS)}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"{shown(str(out))}: cannot write there: {os.strerror(errno.EACCES)}")
+
+
 class Ledger:
     """The state folder of one output folder, or what a shard has of it, locked by this run."""
 

@@ -124,7 +124,7 @@ def locked(file: Path, what: Path, *, force: bool = False, remedy: str | None = 
             os.close(descriptor)
             descriptor = _open(file, what)
             is_taken = _take_soon(descriptor)
-        if is_taken is False or not (_is_gone(owner) or force or (is_taken and _works(file))):
+        if is_taken is False or not (_is_gone(owner, force=force) or (is_taken and _works(file))):
             raise LockedError(_refusal(owner, what, remedy or f"remove {shown(str(file))}"))
         _record(descriptor, json.dumps(asdict(this_process())))
         try:
@@ -174,9 +174,9 @@ def _works(file: Path) -> bool:
         return False
 
 
-def _is_gone(owner: Owner | None) -> bool:
-    """Whether nobody is recorded, or a process of this machine that has ended."""
-    return owner is None or (owner.is_here and not owner.is_alive)
+def _is_gone(owner: Owner | None, *, force: bool) -> bool:
+    """Whether nobody is recorded, or somebody who has ended, as we see here or the user knows."""
+    return owner is None or (not owner.is_alive and (owner.is_here or force))
 
 
 def _refusal(owner: Owner | None, what: Path, remedy: str) -> str:

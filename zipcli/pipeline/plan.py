@@ -46,12 +46,14 @@ class Plan:
         config: Patterns and output format.
         listed: Relative paths, for a run over a list of files; None to walk the folder.
         out: The output folder; it is left out where it lies in the input folder.
+        only: Relative paths to take and no others; None for all.
     """
 
     base: Path
     config: FolderConfig
     listed: tuple[str, ...] | None = None
     out: Path | None = None
+    only: frozenset[str] | None = None
 
     def entries(self) -> Iterator[Entry | Outcome]:
         """Yield the files of our shard in a fixed order, and an outcome for each one that cannot be taken.
@@ -61,7 +63,9 @@ class Plan:
         return filter(self.takes, self.of_all_shards())
 
     def takes(self, entry: Entry | Outcome) -> bool:
-        """Whether a file belongs to our shard."""
+        """Whether a file belongs to our shard, and to those that we want."""
+        if self.only is not None and entry.path not in self.only:
+            return False
         part = self.config.part
         return part.count == 1 or part.takes(entry.path)
 
@@ -87,7 +91,7 @@ class Plan:
                     found = sorted(scan, key=lambda e: os.fsencode(e.name))
             except OSError as e:
                 message = f"cannot list the folder: {e.strerror}"
-                yield _lost(folder or ".", Reason.UNREADABLE, message, failed=True)
+                yield lost(folder or ".", Reason.UNREADABLE, message, failed=True)
                 continue
             inner = []
             for item in found:
@@ -98,21 +102,15 @@ class Plan:
                     if self.out is None or not _same_file(self.base / path, self.out):
                         inner.append(path)
                 elif item.is_symlink() and _leads_to_folder(self.base / path):
-                    yield _lost(path, Reason.SYMLINK, "a link to a folder is not followed")
-                elif self.selects(path):
+                    yield lost(path, Reason.SYMLINK, "a link to a folder is not followed")
+                elif selects(self.config, path):
                     yield self._entry(path)
             folders += reversed(inner)
 
     def _from_list(self, listed: Iterable[str]) -> Iterator[Entry | Outcome]:
         for path in listed:
-            if self.selects(path, named=True):
+            if selects(self.config, path, named=True):
                 yield self._entry(path, named=True)
-
-    def selects(self, path: str, *, named: bool = False) -> bool:
-        """Whether the patterns take a path; a file that the user named needs no known extension."""
-        include = self.config.include
-        taken = (named and include == FolderConfig.include) or matches(path, include)
-        return taken and not matches(path, self.config.exclude)
 
     def _entry(self, path: str, *, named: bool = False) -> Entry | Outcome:
         """Look at one file; what the user named and cannot be taken has failed, not been skipped."""
@@ -123,18 +121,28 @@ class Plan:
             inside = not is_link or source.resolve().is_relative_to(self.base.resolve())
         except (OSError, RuntimeError, ValueError) as e:
             if is_link:
-                return _lost(path, Reason.SYMLINK, "a link that leads nowhere", failed=named)
+                return lost(path, Reason.SYMLINK, "a link that leads nowhere", failed=named)
             reason = Reason.VANISHED if isinstance(e, FileNotFoundError) else Reason.UNREADABLE
-            return _lost(path, reason, f"cannot read the file: {e}", failed=True)
+            return lost(path, reason, f"cannot read the file: {e}", failed=True)
         if not inside:
             message = "a link that leaves the input folder is not followed"
-            return _lost(path, Reason.SYMLINK, message, failed=named)
+            return lost(path, Reason.SYMLINK, message, failed=named)
         if not stat.S_ISREG(status.st_mode):
-            return _lost(path, Reason.NOT_A_FILE, "not a regular file", failed=named)
-        # `same` keeps a name whose format we can write; that much the suffix tells.
-        written = "GIF" if path.lower().endswith(".gif") else "PNG"
-        target = output_name(path, self.config.format, written)
-        return Entry(path=path, source=source, target=target, size=status.st_size)
+            return lost(path, Reason.NOT_A_FILE, "not a regular file", failed=named)
+        return Entry(path=path, source=source, target=target_of(path, self.config), size=status.st_size)
+
+
+def selects(config: FolderConfig, path: str, *, named: bool = False) -> bool:
+    """Whether the patterns take a path; a file that the user named needs no known extension."""
+    taken = (named and config.include == FolderConfig.include) or matches(path, config.include)
+    return taken and not matches(path, config.exclude)
+
+
+def target_of(path: str, config: FolderConfig) -> str:
+    """Where the output of an image goes, relative to the output folder."""
+    # `same` keeps a name whose format we can write; that much the suffix tells.
+    written = "GIF" if path.lower().endswith(".gif") else "PNG"
+    return output_name(path, config.format, written)
 
 
 def collisions(entries: Iterable[Entry | Outcome]) -> list[tuple[str, str, str]]:
@@ -250,7 +258,8 @@ def matches(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, p.lower()) or fnmatchcase(lowered, p.lower()) for p in patterns)
 
 
-def _lost(path: str, reason: Reason, message: str, *, failed: bool = False) -> Outcome:
+def lost(path: str, reason: Reason, message: str, *, failed: bool = False) -> Outcome:
+    """The outcome of a file that cannot be taken: skipped, or failed where the user asked for it."""
     return Outcome(path=path, state="failed" if failed else "skipped", reason=reason, message=message)
 
 

@@ -1,0 +1,262 @@
+"""Purifies a folder for `zipcli purify`: what is decided and refused before a run, the run, and the watch."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from zipcli.cli.console import Progress, emit, say
+from zipcli.cli.detector_options import advice
+from zipcli.cli.downloads import model_listener
+from zipcli.cli.purify_stream import stdin
+from zipcli.cli.signals import StopSignals
+from zipcli.config import DetectConfig, FolderConfig, PurifyConfig
+from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
+
+if TYPE_CHECKING:
+    from zipcli.pipeline.folder import FolderRun
+    from zipcli.pipeline.ledger import Ledger
+    from zipcli.pipeline.outcome import Outcome
+    from zipcli.pipeline.plan import Entry, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user wants of one run, besides the settings of the images.
+
+    Attributes:
+        source: The input folder.
+        out: The output folder.
+        files_from: A list of the files to take, or "-" for standard input; None to walk the folder.
+        null: Whether the names in it end in NUL bytes.
+        retry_failed: Take what has failed in earlier runs.
+        watch: Go on with what comes.
+        settle: Seconds that a file must stay as it is, when watching.
+        allow_empty: Whether a folder without images is no error.
+        dry_run: Only say what would be done.
+        as_json: JSON lines on standard output.
+        verbosity: -1 for quiet, 0, or 1 and more for a line per image.
+    """
+
+    source: Path
+    out: Path
+    files_from: Path | None = None
+    null: bool = False
+    retry_failed: bool = False
+    watch: bool = False
+    settle: float = 2.0
+    allow_empty: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+    verbosity: int = 0
+
+
+def purify_folder(
+    wishes: Wishes, config: PurifyConfig, files: FolderConfig, detect: DetectConfig, stop: StopSignals
+) -> int:
+    """Purify a folder; returns the exit code."""
+    plan = _plan(wishes, files, stop)
+    if wishes.retry_failed and not plan.listed:
+        return _nothing_to_do(wishes)
+    total = _check_plan(plan, stop, allow_empty=wishes.allow_empty or wishes.watch)
+
+    from zipcli.pipeline.ledger import Ledger, refuse_unwritable
+
+    ledger = Ledger(wishes.out, plan.base, files.part)
+    _refuse_foreign(plan, ledger, stop)
+    if not wishes.dry_run:
+        refuse_unwritable(wishes.out)
+
+    from zipcli.pipeline.detection import open_detector
+    from zipcli.pipeline.folder import FolderRun
+    from zipcli.pipeline.purifier import Purifier
+
+    purifier = Purifier.from_config(config, model_listener(stop, quiet=wishes.verbosity < 0))
+    if wishes.verbosity >= 0 and (text := advice(detect)):
+        say(f"Note: {text}")
+    with open_detector(detect, lambda text: say(f"Note: {text}"), stop.check) as screening:
+        settings = {**purifier.fingerprint_parts, **files.file_settings(), **screening.fingerprint_parts}
+        ledger.use_settings(settings, overwrite=files.overwrite)
+        if ledger.damaged_lines:
+            say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {ledger.out} are ignored")
+        if wishes.dry_run:
+            return _show_plan(plan, ledger, stop, as_json=wishes.as_json)
+        stop.check()
+        purifier.stop_with(stop.check)
+        run = FolderRun(plan, purifier, screening.detector, ledger)
+        return _run(run, plan, ledger, wishes, total, stop)
+
+
+def _nothing_to_do(wishes: Wishes) -> int:
+    say(f"nothing has failed in {shown(str(wishes.out))}")
+    if wishes.as_json:
+        from zipcli.pipeline.outcome import Summary
+
+        emit("run_end", **Summary().as_json(), exit_code=int(ExitCode.DONE))
+    return ExitCode.DONE
+
+
+def _plan(wishes: Wishes, files: FolderConfig, stop: StopSignals) -> "Plan":
+    from zipcli.pipeline.plan import Plan, check_folders, relative_paths
+
+    check_folders(wishes.source, wishes.out, inside=True)
+    listed = None
+    if wishes.retry_failed:
+        from zipcli.pipeline.records import failed_paths
+
+        listed = failed_paths(wishes.out)
+    elif wishes.files_from is not None:
+        names = _read_list(wishes.files_from, stop, null=wishes.null)
+        listed = relative_paths(names, wishes.source, wishes.out)
+    return Plan(base=wishes.source, config=files, listed=listed, out=wishes.out)
+
+
+def _read_list(file: Path, stop: StopSignals, *, null: bool) -> list[str]:
+    """Names from a file or standard input, as the file system spells them."""
+    try:
+        if str(file) == "-":
+            data = stop.read(stdin())
+        else:
+            with file.open("rb") as f:  # a pipe, perhaps
+                data = stop.read(f)
+    except OSError as e:
+        raise ConfigError(f"{file}: cannot read the list of files: {e.strerror}") from e
+    names = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    if any(b"\0" in name for name in names):
+        raise click.UsageError("the names of --files-from hold NUL bytes; add -0")
+    return [os.fsdecode(name) for name in names if name]
+
+
+def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool) -> int:
+    """Count the files of our shard, refusing names that collide and a run that would do nothing."""
+    from zipcli.pipeline.plan import collisions, no_images
+
+    found = ours = 0
+
+    def counted() -> Iterator["Entry | Outcome"]:
+        nonlocal found, ours
+        for entry in plan.of_all_shards():
+            stop.check()
+            found += 1
+            ours += plan.takes(entry)
+            yield entry
+
+    shared = collisions(counted())
+    if not (found or allow_empty):
+        raise ConfigError(no_images(plan))
+    if shared:
+        lines = [
+            f"  {shown(a)} and {shown(b)} would both become {shown(target)}" for a, b, target in shared[:20]
+        ]
+        more = [f"  ... and {len(shared) - 20} more"] if len(shared) > 20 else []
+        raise ConfigError(
+            "\n".join(
+                ["some images would get in each other's way; rename one, or use --format same", *lines, *more]
+            )
+        )
+    return ours
+
+
+def _run(
+    run: "FolderRun", plan: "Plan", ledger: "Ledger", wishes: Wishes, total: int, stop: StopSignals
+) -> int:
+    """Purify and report; the ledger is ours until the end."""
+    name, as_json = shown(str(ledger.out)), wishes.as_json
+    if as_json:
+        emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)
+    progress = Progress(total, verbosity=wishes.verbosity, as_json=as_json)
+    stopped = False
+    with ledger.open(force=plan.config.force_unlock), progress:
+        if ledger.took_over:
+            say(f"Note: {ledger.took_over} had {name} before and did not end in order; going on")
+        try:
+            if wishes.watch:
+                _watch(run, plan, wishes, progress, stop)
+            code = run.run(progress.add, stop.check).exit_code(plan.config.tolerated)
+        except StoppedError as e:
+            code, stopped = e.exit_code, True
+    progress.finish(str(ledger.out))
+    if as_json:
+        emit("run_end", **progress.summary.as_json(), exit_code=int(code))
+    if stopped:
+        say(stop.last_words)
+    elif stale := ledger.stale():
+        say(f"Warning: {stale} images in {name} are still those of other settings; see the ledger")
+    return code
+
+
+def _watch(run: "FolderRun", plan: "Plan", wishes: Wishes, progress: Progress, stop: StopSignals) -> NoReturn:
+    """Purify what has settled, and look again, until a signal comes."""
+    from zipcli.pipeline.watch import Watch
+
+    if wishes.verbosity >= 0:
+        say(f"watching {shown(str(plan.base))}; stop with Ctrl-C")
+    watch = Watch(plan)
+    while True:
+        if settled := watch.look(stop.check):
+            run.source = replace(plan, only=settled)
+            run.run(progress.add, stop.check)
+        stop.wait(wishes.settle)
+
+
+def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
+    """Refuse before any work when outputs exist that we did not write."""
+    from zipcli.pipeline.plan import Entry, files_in_the_way
+    from zipcli.pipeline.resume import Decision
+
+    foreign = []
+    folders: set[str] = set()
+    for entry in plan.entries():
+        stop.check()
+        if isinstance(entry, Entry):
+            folders.update(entry.target_folders)
+            decision = ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite)
+            if decision is Decision.REFUSE:
+                foreign.append(entry.target)
+    blocking = files_in_the_way(folders, ledger.out)
+    if blocking:
+        names = "\n".join(f"  {shown(name)}" for name in blocking[:20])
+        raise ConfigError(f"{ledger.out}: files are in the way where folders are needed; move them\n{names}")
+    if foreign:
+        names = "\n".join(f"  {shown(name)}" for name in foreign[:20])
+        raise ConfigError(
+            f"{ledger.out}: {len(foreign)} files are in the way and were not written by zipcli; move them, "
+            f"choose another output folder, or use --overwrite\n{names}"
+        )
+
+
+def _show_plan(plan: "Plan", ledger: "Ledger", stop: StopSignals, *, as_json: bool) -> int:
+    """Say what a run would do; inputs are not read, so those that were changed are not seen."""
+    from zipcli.pipeline.plan import Entry
+    from zipcli.pipeline.resume import Decision
+
+    found = todo = size = 0
+    for entry in plan.entries():
+        stop.check()
+        found += 1
+        if isinstance(entry, Entry):
+            decision = ledger.decide(
+                entry.path,
+                entry.target,
+                None,
+                overwrite=plan.config.overwrite,
+                paranoid=plan.config.paranoid,
+            )
+            todo += decision is Decision.PURIFY
+            size += entry.size if decision is Decision.PURIFY else 0
+            if as_json:
+                from zipcli.pipeline.outcome import json_path
+
+                paths = json_path("path", entry.path) | json_path("out_path", entry.target)
+                emit("plan", **paths, decision=decision.value, bytes=entry.size)
+    free = shutil.disk_usage(next(p for p in (ledger.out, *ledger.out.absolute().parents) if p.exists())).free
+    if as_json:
+        emit("plan_end", found=found, purify=todo, bytes=size, free_bytes=free, settings=ledger.settings)
+    else:
+        say(f"would purify {todo} of {found} images ({size / 1e6:.1f} MB) into {ledger.out}")
+        say(f"free disk there: {free / 1e9:.1f} GB; settings: {ledger.settings}")
+    return ExitCode.DONE

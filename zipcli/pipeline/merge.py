@@ -1,0 +1,101 @@
+"""Joins the ledgers of all shards of an output folder into one, so that a run without shards can go on."""
+
+import contextlib
+import os
+import secrets
+from contextlib import ExitStack
+from pathlib import Path
+
+from zipcli.config import Shard
+from zipcli.errors import ConfigError, OutputError, shown
+from zipcli.pipeline.lock import locked
+from zipcli.pipeline.records import WHOLE, Records, ledger_file, lock_file, shards_of
+from zipcli.pipeline.settings import STATE_FOLDER, read_state
+
+
+def merge(out: Path) -> Records:
+    """Join the ledgers of an output folder; a crash in between leaves what can be joined again.
+
+    Returns:
+        The records of the joined ledger; without shards, of the one there is.
+
+    Raises:
+        ConfigError: `out` was not written by zipcli, a shard has not run, two shards had the same image,
+            some outputs have other settings, or lines are damaged.
+        LockedError: A run is writing there.
+        OutputError: The folder cannot be written.
+    """
+    fingerprint = read_state(out).fingerprint
+    shards = shards_of(out)
+    with ExitStack() as stack:
+        for shard in dict.fromkeys((WHOLE, *shards)):
+            stack.enter_context(locked(lock_file(out, shard), out))
+        parts = [shard for shard in shards if shard.count > 1]
+        _refuse_incomplete(out, parts)
+        records = _joined(out, shards)
+        _refuse_mixed(out, records, fingerprint)
+        if parts:
+            try:
+                _write(out, shards)
+            except OSError as e:
+                raise OutputError(f"{shown(str(out))}: cannot write there: {e.strerror}") from e
+            for shard in parts:
+                ledger_file(out, shard).unlink()
+                lock_file(out, shard).unlink(missing_ok=True)
+    return records
+
+
+def _refuse_incomplete(out: Path, parts: list[Shard]) -> None:
+    counts = {shard.count for shard in parts}
+    name = shown(str(out))
+    if len(counts) > 1:
+        words = " and ".join(str(count) for count in sorted(counts))
+        raise ConfigError(f"{name}: has ledgers of {words} shards; remove those that are of no use")
+    missing = [
+        str(shard)
+        for count in counts
+        for shard in (Shard(index=n + 1, count=count) for n in range(count))
+        if shard not in parts
+    ]
+    if missing:
+        raise ConfigError(f"{name}: shards {', '.join(missing[:20])} have not run yet; run them first")
+
+
+def _joined(out: Path, shards: list[Shard]) -> Records:
+    """The records of all ledgers together; each image belongs to one shard."""
+    records = Records()
+    for shard in shards:
+        own = Records()
+        own.read(ledger_file(out, shard))
+        strays = [path for path in own.by_path if shard.count > 1 and not shard.takes(path)]
+        if strays:
+            raise ConfigError(
+                f"{shown(str(out))}: {shown(strays[0])} does not belong to shard {shard}, whose ledger has it"
+            )
+        records.read(ledger_file(out, shard))
+    return records
+
+
+def _refuse_mixed(out: Path, records: Records, fingerprint: str) -> None:
+    name = shown(str(out))
+    if records.damaged_lines:
+        raise ConfigError(f"{name}: {records.damaged_lines} damaged lines in the ledgers; purify again first")
+    others = sum(r.is_finished and r.fingerprint != fingerprint for r in records.by_path.values())
+    if others:
+        raise ConfigError(f"{name}: {others} images have other settings than the folder; purify again first")
+
+
+def _write(out: Path, shards: list[Shard]) -> None:
+    target = ledger_file(out, WHOLE)
+    part = out / STATE_FOLDER / "tmp" / f"merged-{secrets.token_hex(8)}.part"
+    try:
+        with part.open("xb") as f:
+            for shard in shards:
+                data = ledger_file(out, shard).read_bytes()
+                f.write(data[: data.rfind(b"\n") + 1])  # half a line at the end says nothing
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

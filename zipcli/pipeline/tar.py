@@ -1,0 +1,191 @@
+"""Images in a tar stream, and purified ones out into another: a folder that never lies on a disk.
+
+Nothing is ever extracted here, and a name that would leave the folder of whoever does is refused.
+"""
+
+import lzma
+import tarfile
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO, RawIOBase
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from zipcli.config import FolderConfig
+from zipcli.errors import InputError, Reason, shown
+from zipcli.images.load import LIMITS
+from zipcli.pipeline.outcome import Outcome
+from zipcli.pipeline.plan import Entry, lost, selects, target_of
+from zipcli.pipeline.resume import Decision
+
+BLOCK = 512
+_BROKEN = (tarfile.TarError, EOFError, ValueError, OSError, zlib.error, lzma.LZMAError)
+
+
+class TarSource:
+    """The images of a tar stream, in its order; gzip, bzip2 and xz are seen by their first bytes."""
+
+    def __init__(self, read_some: Callable[[], bytes], config: FolderConfig) -> None:
+        """Take the stream.
+
+        Args:
+            read_some: Returns what the stream has next, and nothing at its end.
+            config: Patterns and output format.
+        """
+        self.config = config
+        self.mtimes: dict[str, float] = {}
+        self._stream = _Stream(read_some)
+        self._data: dict[str, bytes] = {}
+
+    def entries(self) -> Iterator[Entry | Outcome]:
+        """Yield the images with their bytes read, and an outcome for each member that cannot be taken.
+
+        A stream that ends early ends in a failure of its own: nobody knows what it still held.
+        """
+        taken: set[str] = set()
+        try:
+            # The names are bytes; surrogates stand for those that are not UTF-8.
+            with tarfile.open(
+                fileobj=self._stream, mode="r|*", encoding="utf-8", errors="surrogateescape"
+            ) as tar:
+                for member in tar:
+                    yield from self._entry(tar, member, taken)
+        except _BROKEN as e:
+            yield lost("-", Reason.TRUNCATED, f"this is no whole tar stream ({e})", failed=True)
+        else:
+            self._stream.drain()  # who writes there shall not find it closed
+            if not self._stream.ends_well:
+                yield lost("-", Reason.TRUNCATED, "the tar stream ends early", failed=True)
+
+    def _entry(
+        self, tar: tarfile.TarFile, member: tarfile.TarInfo, taken: set[str]
+    ) -> Iterator[Entry | Outcome]:
+        path = PurePosixPath(member.name)
+        name = str(path)
+        if member.isdir() or not (selects(self.config, name) and not _is_hidden(path)):
+            return
+        target = target_of(name, self.config)
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            yield lost(name, Reason.NAME_UNSUPPORTED, "the name leads out of the folder", failed=True)
+        elif member.issym():
+            yield lost(name, Reason.SYMLINK, "a link in a tar stream is not followed")
+        elif member.islnk():
+            message = "a hard link in a tar stream has no bytes; make it with tar --hard-dereference"
+            yield lost(name, Reason.NOT_A_FILE, message, failed=True)
+        elif not member.isreg():
+            yield lost(name, Reason.NOT_A_FILE, "not a regular file")
+        elif target in taken:
+            yield lost(name, Reason.COLLISION, f"another image has become {shown(target)}", failed=True)
+        elif member.size > LIMITS.max_bytes:
+            message = f"{member.size:,} bytes are more than the limit of {LIMITS.max_bytes:,}"
+            yield lost(name, Reason.BOMB_BYTES, message, failed=True)
+        else:
+            taken.add(target)
+            file = tar.extractfile(member)
+            assert file is not None  # it is a regular file
+            self._data[name] = file.read()
+            self.mtimes[name] = member.mtime
+            yield Entry(path=name, source=Path(name), target=target, size=member.size)
+
+    def read(self, entry: Entry) -> bytes:
+        """The bytes of one image; they are given once.
+
+        Raises:
+            InputError: It is empty.
+        """
+        data = self._data.pop(entry.path)
+        if not data:
+            raise InputError(Reason.EMPTY, f"{shown(entry.path)}: the file is empty")
+        return data
+
+
+class TarSink:
+    """A tar stream of purified images. An image that fails is not in it."""
+
+    def __init__(self, stream: IO[bytes], source: TarSource) -> None:
+        """Take the stream; members keep the times that `source` gave them."""
+        self._mtimes = source.mtimes
+        self._lock = threading.Lock()
+        # This format stores the bytes of a name as they are, whatever they are.
+        self._tar = tarfile.open(  # noqa: SIM115  # `close` says that the stream is complete
+            fileobj=stream,
+            mode="w|",
+            format=tarfile.GNU_FORMAT,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+
+    def decide(
+        self, path: str, target: str, in_sha256: str | None, *, overwrite: bool, paranoid: bool = False
+    ) -> Decision:
+        """Purify: there is no earlier run."""
+        return Decision.PURIFY
+
+    def start(self, images: Iterable[tuple[str, str, str]], seed: int | None) -> None:
+        """Nothing to note."""
+
+    def publish(self, path: str, target: str, data: bytes) -> None:
+        """Write one member, whole."""
+        member = tarfile.TarInfo(target)
+        member.size = len(data)
+        member.mode = 0o644
+        with self._lock:
+            member.mtime = self._mtimes.pop(path, 0)
+            self._tar.addfile(member, BytesIO(data))
+
+    def finish(self, outcome: Outcome) -> None:
+        """Forget what was noted of an image."""
+        self._mtimes.pop(outcome.path, None)
+
+    def retract(self, path: str, target: str, in_sha256: str | None) -> None:
+        """Nothing to take back."""
+
+    def close(self) -> None:
+        """Say that the stream is complete; without it, it was broken off."""
+        self._tar.close()
+
+
+class _Stream(RawIOBase):
+    """What tarfile reads from; it remembers the end of an uncompressed stream."""
+
+    def __init__(self, read_some: Callable[[], bytes]) -> None:
+        self._read_some = read_some
+        self._rest = memoryview(b"")
+        self._head = b""
+        self._tail = b""
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes; none at the end."""
+        if not self._rest and not self._fill():
+            return 0
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def _fill(self) -> bool:
+        data = self._read_some()
+        self._rest = memoryview(data)
+        self._head = self._head or data[:8]
+        self._tail = (self._tail + data[-BLOCK:])[-BLOCK:]
+        return bool(data)
+
+    def drain(self) -> None:
+        """Read to the end."""
+        while self._fill():
+            pass
+
+    @property
+    def ends_well(self) -> bool:
+        """Whether the end is marked; what is compressed says so itself when it is unpacked."""
+        is_compressed = self._head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+        return is_compressed or self._tail == bytes(BLOCK)
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") and part != ".." for part in path.parts)
