@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from zipcli.config import FolderConfig
 from zipcli.errors import InputError, Reason, shown
@@ -19,7 +19,6 @@ from zipcli.pipeline.outcome import Outcome
 from zipcli.pipeline.plan import Entry, lost, selects, target_of
 from zipcli.pipeline.resume import Decision
 
-BLOCK = 512
 _BROKEN = (tarfile.TarError, EOFError, ValueError, OSError, zlib.error, lzma.LZMAError)
 
 
@@ -47,16 +46,17 @@ class TarSource:
         try:
             # The names are bytes; surrogates stand for those that are not UTF-8.
             with tarfile.open(
-                fileobj=self._stream, mode="r|*", encoding="utf-8", errors="surrogateescape"
+                fileobj=self._stream,
+                mode="r|*",
+                tarinfo=_Member,
+                encoding="utf-8",
+                errors="surrogateescape",
             ) as tar:
                 for member in tar:
                     yield from self._entry(tar, member, taken)
         except _BROKEN as e:
             yield lost("-", Reason.TRUNCATED, f"this is no whole tar stream ({e})", failed=True)
-        else:
-            self._stream.drain()  # who writes there shall not find it closed
-            if not self._stream.ends_well:
-                yield lost("-", Reason.TRUNCATED, "the tar stream ends early", failed=True)
+        self._stream.drain()  # who writes there shall not find it closed
 
     def _entry(
         self, tar: tarfile.TarFile, member: tarfile.TarInfo, taken: set[str]
@@ -146,14 +146,31 @@ class TarSink:
         self._tar.close()
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header is whole: by itself tarfile takes a damaged or missing one for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        """Read the next header.
+
+        Raises:
+            EOFHeaderError: Here the end of the stream is marked.
+            ReadError: There is no header, and no such mark.
+        """
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed does not know it
+            raise
+        except tarfile.HeaderError as e:
+            raise tarfile.ReadError(f"{e}; the end is not marked") from e
+
+
 class _Stream(RawIOBase):
-    """What tarfile reads from; it remembers the end of an uncompressed stream."""
+    """What tarfile reads from."""
 
     def __init__(self, read_some: Callable[[], bytes]) -> None:
         self._read_some = read_some
         self._rest = memoryview(b"")
-        self._head = b""
-        self._tail = b""
 
     def readable(self) -> bool:
         """Whether it can be read."""
@@ -161,30 +178,16 @@ class _Stream(RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read some bytes; none at the end."""
-        if not self._rest and not self._fill():
-            return 0
+        self._rest = self._rest or memoryview(self._read_some())
         count = min(len(buffer), len(self._rest))
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
 
-    def _fill(self) -> bool:
-        data = self._read_some()
-        self._rest = memoryview(data)
-        self._head = self._head or data[:8]
-        self._tail = (self._tail + data[-BLOCK:])[-BLOCK:]
-        return bool(data)
-
     def drain(self) -> None:
         """Read to the end."""
-        while self._fill():
+        while self._read_some():
             pass
-
-    @property
-    def ends_well(self) -> bool:
-        """Whether the end is marked; what is compressed says so itself when it is unpacked."""
-        is_compressed = self._head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
-        return is_compressed or self._tail == bytes(BLOCK)
 
 
 def _is_hidden(path: PurePosixPath) -> bool:
