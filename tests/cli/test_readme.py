@@ -25,8 +25,14 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
+(RECIPES,) = (block.splitlines() for block in blocks("sh") if "parallel" in block and "xargs" in block)
+"""These have their tests in test_recipes.py."""
+
 USES = [
-    line for block in blocks("sh") for line in block.splitlines() if line.startswith(("zipcli ", "find "))
+    line
+    for block in blocks("sh")
+    for line in block.splitlines()
+    if line.startswith("zipcli ") and line not in RECIPES
 ]
 
 
