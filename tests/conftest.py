@@ -17,6 +17,15 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the reliability tests at their full volume")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--full"))
+
+
 @pytest.fixture
 def fake_eps() -> FakeEps:
     return FakeEps()

@@ -85,6 +85,7 @@ def test_a_file_is_read_as_it_is(tmp_path):
     assert read_file(tmp_path / "a.png") == b"anything"
 
 
+@pytest.mark.fault("F50", "F52", "F56")
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -104,6 +105,7 @@ def test_what_is_not_a_readable_file_is_refused(tmp_path, make, reason):
     assert caught.value.reason == reason
 
 
+@pytest.mark.fault("F62")
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "a.png").open("wb") as file:
         file.truncate(2**40)
@@ -198,15 +200,18 @@ BAD = {
 }
 
 
+@pytest.mark.fault("F56", "F57", "F59", "F60", "F61", "F62", "F65")
 @pytest.mark.parametrize(("data", "reason"), BAD.values(), ids=BAD)
 def test_bad_data_is_refused_with_its_reason(data, reason):
     assert refusal(data) == reason
 
 
+@pytest.mark.fault("F62")
 def test_too_many_bytes_are_refused():
     assert refusal(noise_file("PNG"), Limits(max_bytes=100)) == Reason.BOMB_BYTES
 
 
+@pytest.mark.fault("F62")
 def test_limits_are_inclusive():
     limits = Limits(max_bytes=len(noise_file("PNG")), max_pixels=40 * 30, max_side=40)
     assert decode(noise_file("PNG"), "a", limits).pixels.shape == (40, 30, 3)
@@ -222,6 +227,7 @@ def test_running_out_of_memory_costs_one_image(monkeypatch):
     assert refusal(saved(Image.new("RGBA", (4, 4)), "PNG")) == Reason.BOMB_PIXELS
 
 
+@pytest.mark.fault("F60", "F61")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
 def test_damage_anywhere_raises_only_our_error(format):
     whole = noise_file(format)
@@ -237,6 +243,7 @@ def test_damage_anywhere_raises_only_our_error(format):
         assert picture.pixels.dtype == np.uint8
 
 
+@pytest.mark.fault("F60")
 def test_truncated_files_are_refused_even_if_the_program_around_us_allows_them(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     assert refusal(noise_file("JPEG")[:-500]) == Reason.TRUNCATED
@@ -289,11 +296,13 @@ def test_jpeg_and_gif_are_read():
     np.testing.assert_array_equal(reload(flat, "GIF").pixels, np.asarray(flat))
 
 
+@pytest.mark.fault("F58")
 def test_the_extension_plays_no_part():
     assert decode(noise_file("JPEG"), "a.png").format == "JPEG"
     assert decode(noise_file("PNG"), "a.eps").format == "PNG"
 
 
+@pytest.mark.fault("F64")
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (10, 20_000), (7, 5)])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_odd_sizes_are_read(mode, size):
@@ -311,6 +320,7 @@ def test_pixels_are_contiguous_and_our_own():
 # Modes
 
 
+@pytest.mark.fault("F66")
 @pytest.mark.parametrize("mode", ["1", "L"])
 def test_grey_stays_grey(mode):
     image = Image.fromarray(NOISE).convert(mode)
@@ -319,6 +329,7 @@ def test_grey_stays_grey(mode):
     np.testing.assert_array_equal(picture.pixels, np.asarray(image.convert("L")))
 
 
+@pytest.mark.fault("F66")
 def test_palette_becomes_rgb():
     image = Image.fromarray(NOISE).quantize(16)
     picture = reload(image)
@@ -326,6 +337,7 @@ def test_palette_becomes_rgb():
     np.testing.assert_array_equal(picture.pixels, np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.fault("F66")
 @pytest.mark.parametrize("format", ["PNG", "GIF"])
 def test_transparent_palette_entry_becomes_white(format):
     image = Image.new("P", (2, 1))
@@ -336,6 +348,7 @@ def test_transparent_palette_entry_becomes_white(format):
     assert picture.notes == ("alpha flattened on white",)
 
 
+@pytest.mark.fault("F66")
 def test_partly_transparent_palette_is_blended():
     image = Image.new("P", (2, 1))
     image.putpalette([200, 0, 0, 0, 200, 0])
@@ -343,6 +356,7 @@ def test_partly_transparent_palette_is_blended():
     assert reload(image, transparency=bytes([51, 255])).pixels.tolist() == [[[244, 204, 204], [0, 200, 0]]]
 
 
+@pytest.mark.fault("F67")
 def test_colour_under_alpha_zero_is_gone():
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[..., :3] = NOISE[:4, :4]
@@ -352,17 +366,20 @@ def test_colour_under_alpha_zero_is_gone():
     assert picture.notes == ("alpha flattened on white",)
 
 
+@pytest.mark.fault("F67")
 def test_alpha_blends_with_white():
     image = Image.new("RGBA", (1, 1), (100, 0, 255, 102))  # alpha 0.4
     assert reload(image).pixels.tolist() == [[[193, 153, 255]]]
 
 
+@pytest.mark.fault("F67")
 def test_opaque_alpha_changes_nothing():
     picture = reload(Image.fromarray(NOISE).convert("RGBA"))
     np.testing.assert_array_equal(picture.pixels, NOISE)
     assert picture.notes == ()
 
 
+@pytest.mark.fault("F66")
 def test_grey_with_alpha_is_flattened_to_grey():
     image = Image.new("LA", (2, 1), (100, 102))
     image.putpixel((1, 0), (7, 255))
@@ -371,6 +388,7 @@ def test_grey_with_alpha_is_flattened_to_grey():
     assert picture.pixels.tolist() == [[193, 7]]
 
 
+@pytest.mark.fault("F67")
 @pytest.mark.parametrize(
     ("mode", "transparency", "expected"),
     [("L", 9, [[255, 8]]), ("RGB", (9, 9, 9), [[WHITE, [8, 8, 8]]])],
@@ -380,11 +398,13 @@ def test_a_colour_declared_transparent_becomes_white(mode, transparency, expecte
     assert reload(image, transparency=transparency).pixels.tolist() == expected
 
 
+@pytest.mark.fault("F66")
 def test_transparent_black_of_a_bilevel_image_becomes_white():
     image = Image.fromarray(np.array([[False, True]]))
     assert reload(image, transparency=0).pixels.tolist() == [[255, 255]]
 
 
+@pytest.mark.fault("F67", "F68")
 def test_transparent_level_of_a_sixteen_bit_image_is_compared_with_all_bits():
     levels = np.array([[0x1234, 0x1235]], np.uint16)
     assert reload(Image.fromarray(levels), transparency=0x1234).pixels.tolist() == [[255, 18]]
@@ -397,6 +417,7 @@ def test_premultiplied_alpha_is_not_darkened(premultiplied):
     np.testing.assert_allclose(from_pil(straight.convert(premultiplied)).pixels, expected, atol=1)
 
 
+@pytest.mark.fault("F66")
 def test_palette_with_alpha_channel_is_flattened():
     image = Image.new("PA", (1, 1), (3, 0))
     assert from_pil(image).pixels.tolist() == [[WHITE]]
@@ -406,6 +427,7 @@ RAMP = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
 SCALED_RAMP = np.floor(RAMP / 257 + 0.5)
 
 
+@pytest.mark.fault("F68")
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_sixteen_bit_ramp_is_scaled_not_clipped(format):
     picture = reload(Image.fromarray(RAMP), format)
@@ -414,28 +436,33 @@ def test_sixteen_bit_ramp_is_scaled_not_clipped(format):
     np.testing.assert_array_equal(picture.pixels, SCALED_RAMP)
 
 
+@pytest.mark.fault("F68")
 def test_big_endian_sixteen_bit_is_scaled():
     picture = reload(Image.frombytes("I;16B", (256, 256), RAMP.astype(">u2").tobytes()), "TIFF")
     assert picture.mode == "I;16B"
     np.testing.assert_array_equal(picture.pixels, SCALED_RAMP)
 
 
+@pytest.mark.fault("F68")
 def test_sixteen_bit_pgm_is_scaled():
     picture = decode(b"P5 256 256 65535\n" + RAMP.astype(">u2").tobytes(), "a")
     assert picture.mode == "I"
     np.testing.assert_array_equal(picture.pixels, SCALED_RAMP)
 
 
+@pytest.mark.fault("F68")
 def test_twelve_bit_tiff_is_scaled_from_its_own_white():
     tags = {256: (3, 2), 257: (3, 1), 258: (3, 12), 259: (3, 1), 262: (3, 1), 277: (3, 1)}
     assert decode(tiff(tags, b"\xff\xf8\x00"), "a").pixels.tolist() == [[255, 128]]
 
 
+@pytest.mark.fault("F68")
 def test_sixteen_bit_tiff_whose_white_is_zero_is_not_read_as_a_negative():
     tags = {256: (3, 2), 257: (3, 1), 258: (3, 16), 259: (3, 1), 262: (3, 0), 277: (3, 1)}
     assert decode(tiff(tags, struct.pack("<2H", 0, 65_535)), "a").pixels.tolist() == [[255, 0]]
 
 
+@pytest.mark.fault("F68")
 def test_sixteen_bit_colour_keeps_its_upper_bits():
     body = zlib.compress(b"\0" + struct.pack(">3H", 0xFF00, 0x80FF, 0x0012))
     picture = decode(png(png_header(1, 1, 16, 2), (b"IDAT", body)), "a")
@@ -443,6 +470,7 @@ def test_sixteen_bit_colour_keeps_its_upper_bits():
     assert picture.notes == ("16-bit scaled to 8-bit",)
 
 
+@pytest.mark.fault("F67", "F68")
 def test_transparent_colour_of_a_sixteen_bit_image_becomes_white():
     body = zlib.compress(b"\0" + struct.pack(">6H", 0, 0x11, 0xFF00, 0x4000, 0, 0))
     key = (b"tRNS", struct.pack(">3H", 0, 0x11, 0xFF00))
@@ -451,6 +479,7 @@ def test_transparent_colour_of_a_sixteen_bit_image_becomes_white():
     ]
 
 
+@pytest.mark.fault("F68")
 @pytest.mark.parametrize(
     ("levels", "expected"),
     [
@@ -465,6 +494,7 @@ def test_floating_point_range_is_recognised(levels, expected):
     assert picture.notes == ("floating point scaled to 8-bit",)
 
 
+@pytest.mark.fault("F68")
 @pytest.mark.parametrize(
     "levels",
     [
@@ -480,6 +510,7 @@ def test_levels_of_no_known_range_are_refused(levels):
     assert refusal(saved(Image.fromarray(levels), "TIFF")) == Reason.MODE_UNSUPPORTED
 
 
+@pytest.mark.fault("F69")
 def test_cmyk_without_a_profile_becomes_rgb():
     image = Image.new("CMYK", (2, 1))
     image.putpixel((1, 0), (255, 0, 0, 0))
@@ -489,11 +520,13 @@ def test_cmyk_without_a_profile_becomes_rgb():
     assert picture.notes == ("CMYK without a profile converted to RGB",)
 
 
+@pytest.mark.fault("F69")
 def test_cmyk_jpeg_is_not_inverted():
     picture = reload(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
     np.testing.assert_allclose(picture.pixels[0, 0].astype(int), [255, 0, 0], atol=3)
 
 
+@pytest.mark.fault("F69")
 def test_cmyk_with_a_profile_is_colour_managed():
     # Cyan is a grey of L* 50 in this profile, which is 119 in sRGB; without it, it is (0, 255, 255).
     profile = icc_profile(b"CMYK", 4, {0b1000: 128, 0b0001: 0})
@@ -504,6 +537,7 @@ def test_cmyk_with_a_profile_is_colour_managed():
     assert picture.notes == ("ICC profile converted to sRGB",)
 
 
+@pytest.mark.fault("F70")
 def test_rgb_with_a_profile_is_colour_managed():
     profile = icc_profile(b"RGB ", 3, {0b000: 0, 0b100: 128})
     image = Image.new("RGB", (2, 1), (255, 0, 0))
@@ -513,6 +547,7 @@ def test_rgb_with_a_profile_is_colour_managed():
     assert picture.notes == ("ICC profile converted to sRGB",)
 
 
+@pytest.mark.fault("F70")
 def test_grey_with_a_profile_is_colour_managed_and_stays_grey():
     profile = icc_profile(b"GRAY", 1, {0: 0, 1: 128})
     # Half way to L* 50 is L* 25, which is 60 in sRGB.
@@ -520,6 +555,7 @@ def test_grey_with_a_profile_is_colour_managed_and_stays_grey():
     np.testing.assert_allclose(picture.pixels.astype(int), [[60]], atol=2)
 
 
+@pytest.mark.fault("F70")
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("profile", [b"not a profile", icc_profile(b"CMYK", 4, {})[:-900], bytes(500_000)])
 def test_an_invalid_profile_is_ignored_with_a_note(mode, profile):
@@ -529,12 +565,14 @@ def test_an_invalid_profile_is_ignored_with_a_note(mode, profile):
     assert "invalid ICC profile ignored" in picture.notes
 
 
+@pytest.mark.fault("F70")
 def test_a_profile_for_other_channels_is_ignored():
     picture = reload(Image.fromarray(NOISE), "TIFF", icc_profile=icc_profile(b"CMYK", 4, {}))
     np.testing.assert_array_equal(picture.pixels, NOISE)
     assert picture.notes == ("invalid ICC profile ignored",)
 
 
+@pytest.mark.fault("F70")
 def test_an_srgb_profile_changes_no_pixel():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     picture = reload(Image.fromarray(NOISE), icc_profile=profile)
@@ -542,6 +580,7 @@ def test_an_srgb_profile_changes_no_pixel():
     assert picture.notes == ()
 
 
+@pytest.mark.fault("F69")
 def test_lab_becomes_srgb():
     image = Image.new("LAB", (2, 1), (128, 128, 128))  # L* 50, neutral
     image.putpixel((1, 0), (128, 178, 128))  # a* +50: red
@@ -552,6 +591,7 @@ def test_lab_becomes_srgb():
     assert picture.notes == ("LAB converted to sRGB",)
 
 
+@pytest.mark.fault("F69")
 def test_ycbcr_tiff_becomes_rgb():
     image = Image.new("RGB", (8, 8), (200, 30, 60)).convert("YCbCr")
     picture = reload(image, "TIFF")
@@ -587,6 +627,7 @@ def orientation_exif(value: object) -> Image.Exif:
     return exif
 
 
+@pytest.mark.fault("F71")
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_baked_in(format, orientation):
@@ -596,6 +637,7 @@ def test_orientation_is_baked_in(format, orientation):
     np.testing.assert_array_equal(picture.pixels, NOISE)
 
 
+@pytest.mark.fault("F71")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_jpeg_orientation_agrees_with_pillow(orientation):
     data = noise_file("JPEG", exif=orientation_exif(orientation))
@@ -603,6 +645,7 @@ def test_jpeg_orientation_agrees_with_pillow(orientation):
     np.testing.assert_array_equal(decode(data, "a").pixels, np.asarray(expected))
 
 
+@pytest.mark.fault("F71")
 @pytest.mark.parametrize("value", [0, 9, 65_535, "6", b"\x06", (6, 6), 6.0])
 def test_an_orientation_that_does_not_exist_counts_as_upright(value):
     image = Image.fromarray(NOISE)
@@ -610,11 +653,13 @@ def test_an_orientation_that_does_not_exist_counts_as_upright(value):
     np.testing.assert_array_equal(from_pil(image).pixels, NOISE)
 
 
+@pytest.mark.fault("F71")
 @pytest.mark.parametrize("value", [0, 9, 65_535])
 def test_an_orientation_in_a_file_that_does_not_exist_counts_as_upright(value):
     np.testing.assert_array_equal(reload(Image.fromarray(NOISE), exif=orientation_exif(value)).pixels, NOISE)
 
 
+@pytest.mark.fault("F71")
 def test_orientation_only_in_xmp_is_honoured():
     text = 'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     stored = as_stored(NOISE, 6)
@@ -624,12 +669,14 @@ def test_orientation_only_in_xmp_is_honoured():
     np.testing.assert_array_equal(decode(data, "a").pixels, NOISE)
 
 
+@pytest.mark.fault("F71")
 def test_grey_is_turned_upright_too():
     grey = NOISE[..., 0]
     image = Image.fromarray(as_stored(grey, 5))
     np.testing.assert_array_equal(reload(image, exif=orientation_exif(5)).pixels, grey)
 
 
+@pytest.mark.fault("F72")
 @pytest.mark.parametrize(
     "block",
     [
@@ -649,6 +696,7 @@ def test_damaged_exif_never_costs_the_pixels(format, block):
     assert picture.metadata.date is None
 
 
+@pytest.mark.fault("F72")
 def test_orientation_survives_a_damaged_neighbour():
     # The maker claims to lie far beyond the end; the date is in a directory that does not exist.
     entries = [(0x010F, 2, 99, 0xFFFFFF), (0x0112, 3, 1, 3), (0x8769, 4, 1, 0xFFFFFF)]
@@ -675,6 +723,7 @@ def test_date_falls_back_to_the_date_of_the_file():
     assert reload(Image.fromarray(NOISE), "JPEG", exif=exif).metadata.date == "2024:05:18 00:00:00"
 
 
+@pytest.mark.fault("F74")
 def test_free_text_in_metadata_is_cut_and_cleaned():
     exif = Image.Exif()
     exif[0x010F] = "\x1b[31mAcme\n" + "x" * 5000

@@ -148,6 +148,7 @@ def exif_with_thumbnail(thumbnail: bytes) -> bytes:
     return b"Exif\0\0II*\0\x08\0\0\0" + first + second + thumbnail
 
 
+@pytest.mark.fault("F74")
 @pytest.mark.parametrize("format", [*LOSSLESS, "JPEG"])
 def test_nothing_hidden_in_the_source_reaches_the_output(format):
     thumbnail = saved(Image.new("RGB", (8, 8), "red"), "JPEG", comment=b"THUMBNAIL")
@@ -172,6 +173,7 @@ def test_nothing_hidden_in_the_source_reaches_the_output(format):
         assert b"Acm" in output
 
 
+@pytest.mark.fault("F74")
 def test_text_of_a_png_does_not_reach_the_output():
     text = PngInfo()
     text.add_text("Comment", "HIDDEN")

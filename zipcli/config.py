@@ -388,6 +388,9 @@ class Shard:
         return f"{self.index}/{self.count}"
 
 
+ON_COLLISION = ("error", "append")
+"""What to do about inputs that would share an output: refuse them, or keep their whole names and append."""
+
 FAIL_ON = {"any": 0.0, "all": math.nextafter(1, 0), "never": 1.0}
 """Shares of images that may fail, by name."""
 
@@ -410,6 +413,9 @@ class FolderConfig:
         jobs: Threads that read and write images while the network runs.
         shard: Which part of the folder to take, I/N; by a digest of each relative path.
         force_unlock: Take the folder from a run on another machine that did not let go of it.
+        on_collision: What becomes of inputs that would share an output: error refuses the run, append
+            gives `a.jpg.png` to those that would not keep their name.
+        portable_names: Refuse names that some other system cannot hold, or cannot tell apart.
         detector: Which detector decides what needs purifying; none purifies everything.
     """
 
@@ -424,12 +430,15 @@ class FolderConfig:
     jobs: int = 4
     shard: str = "1/1"
     force_unlock: bool = False
+    on_collision: str = "error"
+    portable_names: bool = False
     detector: str = "none"
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_choice("format", self.format, FORMATS)
         check_choice("metadata", self.metadata, METADATA)
+        check_choice("on collision", self.on_collision, ON_COLLISION)
         check(1 <= self.quality <= 100, f"quality: {self.quality} is not between 1 and 100")
         check(1 <= self.jobs <= 256, f"jobs: {self.jobs} is not between 1 and 256")
         _ = self.tolerated, self.part

@@ -111,6 +111,7 @@ def test_a_bad_image_is_named_on_stderr_and_the_exit_code_is_3(folder: Path) -> 
     assert (line["state"], line["reason"]) == ("failed", "unidentified")
 
 
+@pytest.mark.fault("F44")
 def test_a_hostile_name_forges_no_line(here: Path) -> None:
     picture(here / "in" / "x\nclear\t0.1\tevil.png", (32, 32))
     result = invoke("detect", "in")

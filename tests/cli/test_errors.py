@@ -59,6 +59,7 @@ BAD = {
 }
 
 
+@pytest.mark.fault("F56", "F57", "F59", "F60", "F61", "F62", "F65")
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_picture_gets_a_reason_and_advice_and_its_neighbours_are_purified(
     here: Path, name: str
@@ -79,6 +80,7 @@ def test_a_bad_picture_gets_a_reason_and_advice_and_its_neighbours_are_purified(
     assert sorted(tree(here / "out")) == ["a.png", "z.png"]
 
 
+@pytest.mark.fault("F56", "F57", "F59", "F60", "F61", "F62", "F65")
 def test_the_prior_does_not_suffer_from_a_bad_neighbour(here: Path) -> None:
     for folder in ("in", "alone"):
         picture(here / folder / "a.png", seed=1)
@@ -90,6 +92,7 @@ def test_the_prior_does_not_suffer_from_a_bad_neighbour(here: Path) -> None:
     assert tree(here / "out") == tree(here / "expected")
 
 
+@pytest.mark.fault("F56", "F57", "F59", "F60", "F61", "F62", "F65")
 def test_only_bad_pictures_exit_3_and_leave_no_output(here: Path) -> None:
     (here / "in").mkdir()
     for n, (name, (data, _, _)) in enumerate(BAD.items()):
@@ -100,6 +103,7 @@ def test_only_bad_pictures_exit_3_and_leave_no_output(here: Path) -> None:
     assert tree(here / "out") == {}
 
 
+@pytest.mark.fault("F64")
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (7, 5), (400, 4)])
 @pytest.mark.parametrize("words", [(), BLUR], ids=["prior", "blur"])
 def test_a_small_or_narrow_picture_keeps_its_size(
@@ -111,6 +115,7 @@ def test_a_small_or_narrow_picture_keeps_its_size(
     assert size_of(here / "out" / "a.png") == size
 
 
+@pytest.mark.fault("F64")
 @pytest.mark.parametrize("format", ["png", "jpg", "same"])
 def test_a_very_long_strip_keeps_its_size(here: Path, format: str) -> None:
     picture(here / "in" / "a.png", (20_000, 10))
@@ -426,6 +431,7 @@ def skipped(here: Path) -> dict[str, str]:
     return wrong
 
 
+@pytest.mark.fault("F50")
 def test_links_that_loop_leave_or_lead_nowhere_are_skipped(here: Path) -> None:
     secret = picture(here / "secret" / "s.png")
     file = picture(here / "in" / "sub" / "a.png")
@@ -443,6 +449,7 @@ def test_links_that_loop_leave_or_lead_nowhere_are_skipped(here: Path) -> None:
     assert file.exists()
 
 
+@pytest.mark.fault("F52")
 def test_pipes_and_sockets_are_skipped_without_waiting_for_them(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,6 +471,7 @@ def test_a_folder_named_like_a_picture_is_a_folder(here: Path) -> None:
     assert list(tree(here / "out")) == ["x.png/a.png"]
 
 
+@pytest.mark.fault("F51")
 def test_hard_links_get_an_output_each(here: Path) -> None:
     file = picture(here / "in" / "a.png")
     (here / "in" / "b.png").hardlink_to(file)
@@ -496,12 +504,14 @@ def test_what_may_not_be_read_fails_and_the_rest_goes_on(here: Path, as_user: tu
     assert list(tree(here / "out")) == ["a.png"]
 
 
+@pytest.mark.fault("F46")
 def test_a_name_as_long_as_names_can_be_is_purified(here: Path) -> None:
     picture(here / "in" / ("x" * 251 + ".png"))
     assert invoke("purify", "in", "out", *BLUR).exit_code == 0
     assert tree(here / "out").keys() == tree(here / "in").keys()
 
 
+@pytest.mark.fault("F46")
 def test_a_name_that_grows_too_long_fails_and_the_rest_goes_on(here: Path) -> None:
     picture(here / "in" / "a.png").rename(here / "in" / ("x" * 255))
     picture(here / "in" / "b.png")

@@ -183,6 +183,18 @@ def test_a_table_for_programs(victim: str) -> None:
     assert empty["value"] == ""
 
 
+@pytest.mark.fault("F55")
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(1)", 'a,"b"'])
+def test_a_table_holds_no_formula(victim: str, here: Path, name: str) -> None:
+    (here / "in" / "green").rename(here / "in" / name)
+    result = evaluate(victim, "--csv", "--per-class", "--no-purify", f"--name={name}", folder="in")
+    assert result.exit_code == 0, result.stderr
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    shown = name if name.startswith("a") else f"'{name}"
+    assert {row["name"] for row in rows} == {shown}
+    assert shown in {row["class"] for row in rows}
+
+
 def test_the_result_goes_to_a_file(victim: str, here: Path) -> None:
     result = evaluate(victim, "--no-purify", "-o", "r.json", "--name", "mine", "--json")
     assert json.loads((here / "r.json").read_text()) == facts(result)

@@ -162,6 +162,7 @@ def test_a_damaged_ledger_is_no_proof(finished: Path) -> None:
     assert (facts["damaged_lines"], facts["counts"]["done"]) == (1, INTACT)
 
 
+@pytest.mark.fault("F44", "F45")
 def test_names_of_any_bytes_are_shown_harmlessly(here: Path) -> None:
     name = os.fsdecode(b"\xff\x1b[31m.png")
     picture(here / "in" / "a.png").rename(here / "in" / name)

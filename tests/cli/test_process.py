@@ -127,6 +127,7 @@ def test_a_usage_error_with_json_is_one_object_on_stderr(here: Path) -> None:
     assert json.loads(line)["exit_code"] == 2
 
 
+@pytest.mark.fault("F44", "F45")
 def test_hostile_names_are_purified_and_shown_escaped(here: Path) -> None:
     for n, name in enumerate(HOSTILE):
         picture(here / "in" / name, seed=n)
@@ -142,6 +143,7 @@ def test_hostile_names_are_purified_and_shown_escaped(here: Path) -> None:
     assert exact == {os.fsencode(name) for name in HOSTILE}
 
 
+@pytest.mark.fault("F44")
 def test_a_newline_in_a_name_does_not_forge_a_line(here: Path) -> None:
     (here / "in").mkdir()
     (here / "in" / "a\nError: all is lost.png").write_bytes(b"")
@@ -153,6 +155,7 @@ def test_a_newline_in_a_name_does_not_forge_a_line(here: Path) -> None:
     assert r"b\ndone forged.png" in first + second
 
 
+@pytest.mark.fault("F44", "F48")
 def test_a_newline_in_a_listed_name_does_not_forge_a_line(here: Path) -> None:
     for name in ("x\ny.png", "x\ny.jpg"):
         picture(here / "in" / name)
@@ -161,6 +164,7 @@ def test_a_newline_in_a_listed_name_does_not_forge_a_line(here: Path) -> None:
     assert r"x\ny.jpg and x\ny.png" in result.stderr
 
 
+@pytest.mark.fault("F45")
 def test_json_about_a_failure_is_valid_unicode_whatever_the_name(here: Path) -> None:
     (here / "in").mkdir()
     (here / "in" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
@@ -181,6 +185,7 @@ def terminal(columns: int = 80) -> Iterator[tuple[int, int]]:
         os.close(master)
 
 
+@pytest.mark.fault("F44", "F45")
 @pytest.mark.parametrize("columns", [80, 20])
 def test_a_terminal_gets_a_live_bar_that_hostile_names_do_not_break(here: Path, columns: int) -> None:
     for n, name in enumerate(HOSTILE):

@@ -86,6 +86,7 @@ def test_a_run_without_options_records_the_defaults(here: Path) -> None:
 # The tree and its pictures
 
 
+@pytest.mark.fault("F49")
 def test_the_tree_is_mirrored(here: Path) -> None:
     for name in ("a.png", "b/a.png", "b/c/d.PNG", "e.jpg", "two words/x y.png"):
         picture(here / "in" / name)
@@ -109,6 +110,7 @@ def test_a_picture_larger_than_the_window_keeps_its_size_unless_cropped(here: Pa
     assert size_of(here / "out" / "tall.png") == ((16, 16) if cropped else (17, 31))
 
 
+@pytest.mark.fault("F66")
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 @pytest.mark.parametrize(("mode", "name"), [("L", "a.png"), ("RGB", "a.png"), ("L", "a.jpg")])
 def test_grey_stays_grey_and_colour_colour(here: Path, method: str, mode: str, name: str) -> None:
@@ -364,6 +366,7 @@ def test_webp_holds_the_pixels_of_png(here: Path) -> None:
     assert np.array_equal(pixels(here / "png" / "a.png"), pixels(here / "webp" / "a.webp"))
 
 
+@pytest.mark.fault("F58")
 def test_a_jpeg_named_png_is_written_as_what_it_is(here: Path) -> None:
     picture(here / "in" / "a.jpg").rename(here / "in" / "a.png")
     assert invoke("purify", "in", "out", *BLUR, "--format", "same").exit_code == 0
@@ -381,6 +384,7 @@ def test_quality_makes_jpegs_smaller(here: Path, format: str) -> None:
     assert len(tree(here / "low")["a.jpg"]) < len(tree(here / "high")["a.jpg"])
 
 
+@pytest.mark.fault("F74")
 def test_safe_metadata_keeps_the_camera_and_none_nothing(here: Path) -> None:
     exif = Image.Exif()
     exif[271], exif[37510] = "Acme", b"a comment"
@@ -397,6 +401,7 @@ def test_safe_metadata_keeps_the_camera_and_none_nothing(here: Path) -> None:
 # Collisions
 
 
+@pytest.mark.fault("F48")
 def test_inputs_that_share_an_output_exit_2_and_are_all_listed(here: Path) -> None:
     for name in ("a.png", "a.jpg", "b/c.bmp", "b/c.tif", "alone.png"):
         picture(here / "in" / name)
@@ -411,6 +416,7 @@ def test_inputs_that_share_an_output_exit_2_and_are_all_listed(here: Path) -> No
     assert len(tree(here / "out")) == 5
 
 
+@pytest.mark.fault("F48")
 def test_an_output_where_another_needs_a_folder_is_a_collision(here: Path) -> None:
     picture(here / "in" / "a.jpg")
     picture(here / "in" / "a.png" / "b.png")
@@ -806,4 +812,4 @@ def test_what_failed_is_asked_of_a_ledger(here: Path) -> None:
     assert "holds no ledger" in result.stderr
     assert not (here / "out").exists()
     result = invoke("purify", "--files-from", "list", "out", "--retry-failed")
-    assert "both say which files to take" in result.stderr
+    assert "contradict each other; give one" in result.stderr

@@ -44,6 +44,7 @@ def test_the_other_lossless_formats_lose_nothing(format, pixels):
     np.testing.assert_array_equal(decode(encode(pixels, format), "a").pixels, pixels)
 
 
+@pytest.mark.fault("F71")
 @given(PIXELS, st.sampled_from(sorted(STORED)))
 def test_every_orientation_gives_upright_pixels(upright, orientation):
     image = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
@@ -54,6 +55,7 @@ def test_every_orientation_gives_upright_pixels(upright, orientation):
     np.testing.assert_array_equal(decode(file.getvalue(), "a.png").pixels, upright)
 
 
+@pytest.mark.fault("F67")
 @given(arrays(np.uint8, st.tuples(SIDES, SIDES, st.just(4))))
 def test_flattening_never_darkens_and_hides_nothing(pixels):
     flat = from_pil(Image.fromarray(pixels)).pixels
@@ -62,6 +64,7 @@ def test_flattening_never_darkens_and_hides_nothing(pixels):
     np.testing.assert_array_equal(flat[pixels[..., 3] == 255], pixels[pixels[..., 3] == 255][:, :3])
 
 
+@pytest.mark.fault("F57", "F61")
 @given(
     st.binary(max_size=200),
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"P5 ", b"II*\0"]),

@@ -123,7 +123,11 @@ class Progress(AbstractContextManager["Progress"]):
         parts += [f"skipped {ignored} links and special files"] if ignored else []
         parts += [f"failed {counts['failed']}"]
         rate = f", {counts['done'] / seconds:.2f} images/s" if counts["done"] else ""
-        say(f"{', '.join(parts)} of {self.summary.found} images in {clock(seconds)}{rate}; output in {out}")
+        others = f"; ignored {self.summary.ignored} other files" if self.summary.ignored else ""
+        say(
+            f"{', '.join(parts)} of {self.summary.found} images in {clock(seconds)}{rate}; "
+            f"output in {out}{others}"
+        )
 
     def _line(self, text: str) -> None:
         if self._bar is not None:

@@ -238,8 +238,14 @@ def _as_csv(result: "Evaluation", name: str) -> str:
     table.writerow(["name", "when", "class", "measure", "value", "count", "total", "low", "high"])
     for when, side in (("before", result.before), ("after", result.after)):
         if side is not None:
-            table.writerows([name, when, *row] for row in _csv_rows(side))
+            rows = _csv_rows(side)
+            table.writerows([_no_formula(name), when, _no_formula(row[0]), *row[1:]] for row in rows)
     return text.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _csv_rows(side: "Side") -> list[list[Any]]:

@@ -28,6 +28,8 @@ COMMANDS = {
     "train": "zipcli.cli.train:train",
     "doctor": "zipcli.cli.doctor:doctor",
     "models": "zipcli.cli.models:models",
+    "completion": "zipcli.cli.completion:completion",
+    "man": "zipcli.cli.manual:man",
 }
 
 
@@ -41,6 +43,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command, and let the environment set its options."""
         if cmd_name not in COMMANDS:
+            if ctx.resilient_parsing:  # a shell completes what follows a slip
+                return None
             ctx.fail(unknown_name("command", cmd_name, COMMANDS))
         module, attribute = COMMANDS[cmd_name].split(":")
         command: click.Command = getattr(import_module(module), attribute)

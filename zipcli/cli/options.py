@@ -33,7 +33,7 @@ class NamedCommands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, or fail with a suggestion."""
         command = super().get_command(ctx, cmd_name)
-        if command is None:
+        if command is None and not ctx.resilient_parsing:
             ctx.fail(unknown_name("command", cmd_name, self.commands))
         return command
 

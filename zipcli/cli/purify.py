@@ -22,6 +22,7 @@ from zipcli.config import (
     GRIDS,
     METADATA,
     METHOD_SETTINGS,
+    ON_COLLISION,
     VARIANTS,
     DetectConfig,
     FolderConfig,
@@ -35,7 +36,7 @@ WISHES = [
 ]
 NOT_OF_TARS = (
     *("files_from", "retry_failed", "watch", "dry_run", "as_json", "allow_empty"),
-    *("shard", "overwrite", "paranoid", "force_unlock"),
+    *("shard", "overwrite", "paranoid", "force_unlock", "on_collision", "portable_names"),
 )
 NOT_OF_PICTURES = (*NOT_OF_TARS, "include", "exclude", "jobs", "detector", "fail_on")
 PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
@@ -206,6 +207,19 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     default=FolderConfig.metadata,
     show_default=True,
     help="safe keeps resolution, date and camera; thumbnails and comments never survive.",
+)
+@click.option(
+    "--on-collision",
+    type=Name("answer", ON_COLLISION),
+    default=FolderConfig.on_collision,
+    show_default=True,
+    help="When images would share an output, such as a.jpg and a.png: error stops before anything is "
+    "written; append writes a.jpg.png.",
+)
+@click.option(
+    "--portable-names",
+    is_flag=True,
+    help="Refuse names that Windows or macOS cannot hold, or cannot tell apart.",
 )
 @detector_options(
     default=FolderConfig.detector,

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -62,7 +62,7 @@ def purify_folder(
     plan = _plan(wishes, files, stop)
     if wishes.retry_failed and not plan.listed:
         return _nothing_to_do(wishes)
-    total = _check_plan(plan, stop, allow_empty=wishes.allow_empty or wishes.watch)
+    size = _check_plan(plan, stop, allow_empty=wishes.allow_empty or wishes.watch)
 
     from zipcli.pipeline.ledger import Ledger, refuse_unwritable
 
@@ -84,11 +84,11 @@ def purify_folder(
         if ledger.damaged_lines:
             say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {ledger.out} are ignored")
         if wishes.dry_run:
-            return _show_plan(plan, ledger, stop, as_json=wishes.as_json)
+            return _show_plan(plan, ledger, size, stop, as_json=wishes.as_json)
         stop.check()
         purifier.stop_with(stop.check)
         run = FolderRun(plan, purifier, screening.detector, ledger)
-        return _run(run, plan, ledger, wishes, total, stop)
+        return _run(run, plan, ledger, wishes, size, stop)
 
 
 def _nothing_to_do(wishes: Wishes) -> int:
@@ -101,18 +101,20 @@ def _nothing_to_do(wishes: Wishes) -> int:
 
 
 def _plan(wishes: Wishes, files: FolderConfig, stop: StopSignals) -> "Plan":
-    from zipcli.pipeline.plan import Plan, check_folders, relative_paths
+    from zipcli.pipeline.plan import Plan, check_folders, relative_paths, without_collisions
 
     check_folders(wishes.source, wishes.out, inside=True)
-    listed = None
+    plan = all_files = Plan(base=wishes.source, config=files, out=wishes.out)
     if wishes.retry_failed:
         from zipcli.pipeline.records import failed_paths
 
-        listed = failed_paths(wishes.out)
+        plan = replace(plan, listed=failed_paths(wishes.out))
     elif wishes.files_from is not None:
         names = _read_list(wishes.files_from, stop, null=wishes.null)
-        listed = relative_paths(names, wishes.source, wishes.out)
-    return Plan(base=wishes.source, config=files, listed=listed, out=wishes.out)
+        plan = all_files = replace(plan, listed=relative_paths(names, wishes.source, wishes.out))
+    if files.on_collision == "append":
+        plan = without_collisions(plan, _until_stopped(all_files.of_all_shards(), stop))
+    return plan
 
 
 def _read_list(file: Path, stop: StopSignals, *, null: bool) -> list[str]:
@@ -131,44 +133,79 @@ def _read_list(file: Path, stop: StopSignals, *, null: bool) -> list[str]:
     return [os.fsdecode(name) for name in names if name]
 
 
-def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool) -> int:
+@dataclass
+class PlanSize:
+    """How many files a plan takes, and how many it leaves because no pattern takes them."""
+
+    found: int = 0
+    ignored: int = 0
+
+    def ignore(self, _path: str) -> None:
+        """Count a file that is left."""
+        self.ignored += 1
+
+
+def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool) -> PlanSize:
     """Count the files of our shard, refusing names that collide and a run that would do nothing."""
     from zipcli.pipeline.plan import collisions, no_images
 
-    found = ours = 0
+    size = PlanSize()
+    of_all = 0
 
     def counted() -> Iterator["Entry | Outcome"]:
-        nonlocal found, ours
-        for entry in plan.of_all_shards():
-            stop.check()
-            found += 1
-            ours += plan.takes(entry)
+        nonlocal of_all
+        for entry in _until_stopped(plan.of_all_shards(size.ignore), stop):
+            of_all += 1
+            size.found += plan.takes(entry)
             yield entry
 
     shared = collisions(counted())
-    if not (found or allow_empty):
+    if not (of_all or allow_empty):
         raise ConfigError(no_images(plan))
     if shared:
-        lines = [
-            f"  {shown(a)} and {shown(b)} would both become {shown(target)}" for a, b, target in shared[:20]
-        ]
-        more = [f"  ... and {len(shared) - 20} more"] if len(shared) > 20 else []
-        raise ConfigError(
-            "\n".join(
-                ["some images would get in each other's way; rename one, or use --format same", *lines, *more]
-            )
+        others = "" if plan.config.on_collision == "append" else " or --on-collision append"
+        what = f"some images would get in each other's way; rename one, or use --format same{others}"
+        raise _refusal(
+            what, [f"{shown(a)} and {shown(b)} would both become {shown(target)}" for a, b, target in shared]
         )
-    return ours
+    if plan.config.portable_names:
+        _refuse_unportable(_until_stopped(plan.of_all_shards(), stop))
+    return size
+
+
+def _until_stopped(entries: Iterator["Entry | Outcome"], stop: StopSignals) -> Iterator["Entry | Outcome"]:
+    for entry in entries:
+        stop.check()
+        yield entry
+
+
+def _refusal(what: str, lines: Sequence[str]) -> ConfigError:
+    """An error with a list, of which the beginning is enough."""
+    more = [f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else []
+    return ConfigError("\n".join([what, *(f"  {line}" for line in lines[:20]), *more]))
+
+
+def _refuse_unportable(entries: Iterator["Entry | Outcome"]) -> None:
+    from zipcli.pipeline.portable import unportable
+
+    if found := unportable(entries):
+        what = "some names would not survive on every system; rename them in the input"
+        raise _refusal(what, [f"{shown(name)}: {why}" for name, why in found])
 
 
 def _run(
-    run: "FolderRun", plan: "Plan", ledger: "Ledger", wishes: Wishes, total: int, stop: StopSignals
+    run: "FolderRun", plan: "Plan", ledger: "Ledger", wishes: Wishes, size: PlanSize, stop: StopSignals
 ) -> int:
     """Purify and report; the ledger is ours until the end."""
     name, as_json = shown(str(ledger.out)), wishes.as_json
     if as_json:
-        emit("run_start", schema=1, found=total, fingerprint=ledger.fingerprint, settings=ledger.settings)
-    progress = Progress(total, verbosity=wishes.verbosity, as_json=as_json)
+        facts = {"fingerprint": ledger.fingerprint, "settings": ledger.settings}
+        emit("run_start", schema=1, found=size.found, **facts)
+    verbosity = wishes.verbosity
+    if wishes.watch and not as_json:
+        verbosity = verbosity or 1  # there is no end at which failures could be listed
+    progress = Progress(None if wishes.watch else size.found, verbosity=verbosity, as_json=as_json)
+    progress.summary.ignored = size.ignored
     stopped = False
     with ledger.open(force=plan.config.force_unlock), progress:
         if ledger.took_over:
@@ -217,19 +254,19 @@ def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
             decision = ledger.decide(entry.path, entry.target, None, overwrite=plan.config.overwrite)
             if decision is Decision.REFUSE:
                 foreign.append(entry.target)
-    blocking = files_in_the_way(folders, ledger.out)
-    if blocking:
-        names = "\n".join(f"  {shown(name)}" for name in blocking[:20])
-        raise ConfigError(f"{ledger.out}: files are in the way where folders are needed; move them\n{names}")
+    name = shown(str(ledger.out))
+    if blocking := files_in_the_way(folders, ledger.out):
+        what = f"{name}: files are in the way where folders are needed; move them"
+        raise _refusal(what, [shown(file) for file in blocking])
     if foreign:
-        names = "\n".join(f"  {shown(name)}" for name in foreign[:20])
-        raise ConfigError(
-            f"{ledger.out}: {len(foreign)} files are in the way and were not written by zipcli; move them, "
-            f"choose another output folder, or use --overwrite\n{names}"
+        what = (
+            f"{name}: {len(foreign)} files are in the way and were not written by zipcli; move them, "
+            "choose another output folder, or use --overwrite"
         )
+        raise _refusal(what, [shown(file) for file in foreign])
 
 
-def _show_plan(plan: "Plan", ledger: "Ledger", stop: StopSignals, *, as_json: bool) -> int:
+def _show_plan(plan: "Plan", ledger: "Ledger", counts: PlanSize, stop: StopSignals, *, as_json: bool) -> int:
     """Say what a run would do; inputs are not read, so those that were changed are not seen."""
     from zipcli.pipeline.plan import Entry
     from zipcli.pipeline.resume import Decision
@@ -255,7 +292,8 @@ def _show_plan(plan: "Plan", ledger: "Ledger", stop: StopSignals, *, as_json: bo
                 emit("plan", **paths, decision=decision.value, bytes=entry.size)
     free = shutil.disk_usage(next(p for p in (ledger.out, *ledger.out.absolute().parents) if p.exists())).free
     if as_json:
-        emit("plan_end", found=found, purify=todo, bytes=size, free_bytes=free, settings=ledger.settings)
+        counted = {"found": found, "ignored": counts.ignored, "purify": todo}
+        emit("plan_end", **counted, bytes=size, free_bytes=free, settings=ledger.settings)
     else:
         say(f"would purify {todo} of {found} images ({size / 1e6:.1f} MB) into {ledger.out}")
         say(f"free disk there: {free / 1e9:.1f} GB; settings: {ledger.settings}")

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,18 +240,39 @@ def _decoder_errors(name: str, data: bytes = b"") -> Iterator[None]:
     # NotImplementedError, struct.error and more, so no list is complete at this boundary.
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, EOFError) or _TRUNCATED.search(said) or _is_short_webp(data):
+        if isinstance(error, EOFError) or _TRUNCATED.search(said) or _is_short(data):
             reason, what = Reason.TRUNCATED, "the image data ends early"
-        elif "too large" in said:  # compressed text or a profile that unpacks beyond Pillow's limit
+        # Compressed text or a profile, or all text together, that unpacks beyond Pillow's limit.
+        elif "too large" in said or "Too much memory" in said:
             reason, what = Reason.BOMB_BYTES, "it unpacks to too many bytes"
         else:
             reason, what = Reason.CORRUPT, "cannot be decoded"
         raise InputError(reason, f"{name}: {what} ({said}); restore it from its source") from error
 
 
-def _is_short_webp(data: bytes) -> bool:
-    """Whether the bytes are fewer than their header says; the WebP decoder does not tell why it fails."""
-    return data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
+def _is_short(data: bytes) -> bool:
+    """Whether the bytes are fewer than their own header says; not every decoder tells why it fails."""
+    if data.startswith(b"RIFF"):
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if data.startswith(b"\x89PNG"):
+        return len(data) < 33  # up to the end of IHDR
+    if data.startswith(b"GIF8"):
+        has_palette = len(data) > 10 and data[10] & 0x80
+        return len(data) < 13 + (3 * 2 ** ((data[10] & 7) + 1) if has_palette else 0)
+    return _is_short_tiff(data)
+
+
+def _is_short_tiff(data: bytes) -> bool:
+    """Whether a TIFF ends before its first directory does; writers that compress put that last."""
+    order: Literal["little", "big"] = "big" if data.startswith(b"MM") else "little"
+    layouts = {42: (4, 4, 2, 12), 43: (8, 8, 8, 20)}  # place and size of the offset; size of count and entry
+    layout = layouts.get(int.from_bytes(data[2:4], order)) if data[:2] in (b"II", b"MM") else None
+    if layout is None:
+        return False
+    place, width, of_count, of_entry = layout
+    start = int.from_bytes(data[place : place + width], order)
+    count = int.from_bytes(data[start : start + of_count], order)
+    return start >= 8 and len(data) < start + of_count + count * of_entry
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -305,6 +326,9 @@ def _kind(data: bytes, magic: dict[str, bytes]) -> str | None:
 
 def _not_identified(data: bytes, name: str) -> InputError:
     """Say what a file is that no allowed decoder takes."""
+    if _is_short(data):
+        message = f"{name}: the image data ends early; restore it from its source"
+        return InputError(Reason.TRUNCATED, message)
     if kind := _kind(data, _ALLOWED_MAGIC):
         message = f"{name}: the header of this {kind} file is damaged; restore it from its source"
         return InputError(Reason.CORRUPT, message)

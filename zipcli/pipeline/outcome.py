@@ -79,10 +79,11 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Counts of a run: found = done + passed + skipped + failed."""
+    """Counts of a run: found = done + passed + skipped + failed; `ignored` files are no images."""
 
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    ignored: int = 0
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
@@ -103,7 +104,7 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         """Counts for JSON."""
         states = {state: self.counts[state] for state in ("done", "passed", "skipped", "failed")}
-        return {"found": self.found, **states, "reasons": dict(self.reasons)}
+        return {"found": self.found, **states, "ignored": self.ignored, "reasons": dict(self.reasons)}
 
 
 def json_path(name: str, path: str) -> dict[str, str]:

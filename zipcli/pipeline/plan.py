@@ -2,8 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -47,6 +47,7 @@ class Plan:
         listed: Relative paths, for a run over a list of files; None to walk the folder.
         out: The output folder; it is left out where it lies in the input folder.
         only: Relative paths to take and no others; None for all.
+        contested: Outputs that several inputs want; who would not keep its name there gets another.
     """
 
     base: Path
@@ -54,6 +55,7 @@ class Plan:
     listed: tuple[str, ...] | None = None
     out: Path | None = None
     only: frozenset[str] | None = None
+    contested: frozenset[str] = frozenset()
 
     def entries(self) -> Iterator[Entry | Outcome]:
         """Yield the files of our shard in a fixed order, and an outcome for each one that cannot be taken.
@@ -69,9 +71,13 @@ class Plan:
         part = self.config.part
         return part.count == 1 or part.takes(entry.path)
 
-    def of_all_shards(self) -> Iterator[Entry | Outcome]:
-        """The same for the whole folder: two images of different shards may share an output."""
-        return self._from_list(self.listed) if self.listed is not None else self._walk()
+    def of_all_shards(self, ignore: Callable[[str], None] = lambda path: None) -> Iterator[Entry | Outcome]:
+        """The same for the whole folder: two images of different shards may share an output.
+
+        Args:
+            ignore: Told of each file that no pattern takes; hidden ones do not count.
+        """
+        return self._from_list(self.listed, ignore) if self.listed is not None else self._walk(ignore)
 
     def read(self, entry: Entry) -> bytes:
         """The bytes of one file.
@@ -81,7 +87,7 @@ class Plan:
         """
         return read_file(entry.source, name=shown(entry.path))
 
-    def _walk(self) -> Iterator[Entry | Outcome]:
+    def _walk(self, ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:
         """Walk the tree; links to folders are not followed, so that no loop can hold us."""
         folders = [""]
         while folders:
@@ -105,12 +111,16 @@ class Plan:
                     yield lost(path, Reason.SYMLINK, "a link to a folder is not followed")
                 elif selects(self.config, path):
                     yield self._entry(path)
+                else:
+                    ignore(path)
             folders += reversed(inner)
 
-    def _from_list(self, listed: Iterable[str]) -> Iterator[Entry | Outcome]:
+    def _from_list(self, listed: Iterable[str], ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:
         for path in listed:
             if selects(self.config, path, named=True):
                 yield self._entry(path, named=True)
+            else:
+                ignore(path)
 
     def _entry(self, path: str, *, named: bool = False) -> Entry | Outcome:
         """Look at one file; what the user named and cannot be taken has failed, not been skipped."""
@@ -129,7 +139,14 @@ class Plan:
             return lost(path, Reason.SYMLINK, message, failed=named)
         if not stat.S_ISREG(status.st_mode):
             return lost(path, Reason.NOT_A_FILE, "not a regular file", failed=named)
-        return Entry(path=path, source=source, target=target_of(path, self.config), size=status.st_size)
+        return Entry(path=path, source=source, target=self._target(path), size=status.st_size)
+
+    def _target(self, path: str) -> str:
+        """Name of the output of a file, which keeps its whole name where several want one."""
+        target = target_of(path, self.config)
+        if target in self.contested and target != path:
+            return path + os.path.splitext(target)[1]  # noqa: PTH122  # pathlib would normalise the folders
+        return target
 
 
 def selects(config: FolderConfig, path: str, *, named: bool = False) -> bool:
@@ -162,6 +179,19 @@ def collisions(entries: Iterable[Entry | Outcome]) -> list[tuple[str, str, str]]
             if folder in taken:
                 found.append((taken[folder], path, folder))
     return found
+
+
+def without_collisions(plan: Plan, others: Iterable[Entry | Outcome]) -> Plan:
+    """The plan in which inputs that would share an output keep their whole names and gain a suffix.
+
+    The names depend on which files there are, and not on their order. An output can still be
+    contested: by a file that has the longer name already.
+
+    Args:
+        plan: The plan.
+        others: Every input that has a place in the output folder, also beyond this plan.
+    """
+    return replace(plan, contested=frozenset(target for _, _, target in collisions(others)))
 
 
 def folders_of(path: str) -> list[str]:
