@@ -20,6 +20,7 @@ from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Plan
 from zipcli.pipeline.purifier import Purifier
 from zipcli.protocols import Detector, EpsModel, Suspicion
+from zipcli.schedule import alpha_bars
 
 LEDGER = ".zipcli/ledger-00001-of-00001.jsonl"
 
@@ -120,6 +121,46 @@ def test_an_image_whose_chain_fails_costs_itself_only(tmp_path: Path) -> None:
     for n in (0, 2, 3, 4, 5):
         name = f"{n}.png"
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+
+
+class Grey(Calm):
+    """A prior for which every image is grey: it calls all of it noise."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        alpha_bar = alpha_bars(self.schedule)[t.long()].to(x_t)[:, None, None, None]
+        return x_t / (1 - alpha_bar).sqrt()
+
+
+@pytest.mark.fault("F15")
+def test_an_image_of_which_nothing_is_left_is_not_written(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    PIL.Image.fromarray(noise).save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in", "grey.png", level=128, side=16)  # of this one nothing more was to be expected
+    _, outcomes = run(tmp_path / "in", tmp_path / "out", model=Grey(), settings={"lambda_": 0.0})
+    assert outcomes["a.png"].reason is Reason.SUSPECT_OUTPUT
+    assert outcomes["grey.png"].state == "done"
+    assert [file.name for file in (tmp_path / "out").glob("*.png")] == ["grey.png"]
+
+
+@pytest.mark.fault("F15")
+def test_what_overflows_in_a_short_format_is_purified_in_a_longer_one(tmp_path: Path) -> None:
+    """The built-in prior does overflow in float16."""
+    save(tmp_path / "in", "a.png", level=100)
+    save(tmp_path / "in", "b.png", level=200)
+    written = {}
+    for dtype in ("float16", "float32"):
+        purifier = Purifier.from_pretrained("builtin", device="cpu", dtype=dtype)
+        ledger = Ledger(tmp_path / dtype)
+        ledger.use_settings(purifier.fingerprint_parts, overwrite=False)
+        outcomes: list[Outcome] = []
+        with ledger.open():
+            plan = Plan(base=tmp_path / "in", config=FolderConfig())
+            summary = FolderRun(plan, purifier, no_detector(), ledger).run(outcomes.append)
+        assert summary.counts == {"done": 2}
+        written[dtype] = [(tmp_path / dtype / name).read_bytes() for name in ("a.png", "b.png")]
+        assert all(("float32" in str(outcome.notes)) == (dtype == "float16") for outcome in outcomes)
+    assert written["float16"] == written["float32"]
 
 
 def test_nothing_is_written_for_an_image_that_fails(tmp_path: Path) -> None:

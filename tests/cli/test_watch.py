@@ -76,7 +76,7 @@ def test_what_is_there_and_what_comes_is_purified(here: Path) -> None:
     assert b"Traceback" not in err
     assert json_lines(out)[-1] | {"reasons": {}} == {
         **{"type": "run_end", "found": 4, "done": 4, "passed": 0, "skipped": 0, "failed": 0},
-        **{"reasons": {}, "exit_code": 130},
+        **{"ignored": 0, "reasons": {}, "exit_code": 130},
     }
     assert invoke("verify", "out").exit_code == 0
     assert invoke("purify", "in", "whole", *BLUR).exit_code == 0

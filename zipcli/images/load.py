@@ -109,7 +109,7 @@ def read_file(path: Path, limits: Limits = LIMITS, *, name: str | None = None) -
     except OSError as error:
         raise _read_error(error, name) from error
     if len(data) != size:
-        raise InputError(Reason.UNREADABLE, f"{name}: it changed while it was read; run again")
+        raise InputError(Reason.CHANGED_DURING_READ, f"{name}: it changed while it was read; run again")
     return data
 
 

@@ -247,15 +247,34 @@ class FolderRun:
             lost = set() if len(batch) > 1 else {0}
             error = InputError(Reason.OUT_OF_MEMORY, str(e))
         else:
-            yield from (replace(item, clean=pixels) for item, pixels in zip(batch, clean, strict=True))
+            yield from (self.checked(item, pixels) for item, pixels in zip(batch, clean, strict=True))
             return
         # Past the handlers, so that the memory of the failed attempt is free again.
-        yield from (self.failed(batch[n].entry, error, batch[n].sha256) for n in sorted(lost))
+        yield from (self.purify_again(batch[n], error) for n in sorted(lost))
         rest = [item for n, item in enumerate(batch) if n not in lost]
         half = len(rest) if lost else len(rest) // 2
         for part in (rest[:half], rest[half:]):
             if part:
                 yield from self.purify_batch(part)
+
+    def purify_again(self, item: Item, error: InputError) -> Item | Outcome:
+        """Purify an image in full precision that was lost to a short format; any other has failed."""
+        careful = self.purifier.in_float32() if error.reason is Reason.NONFINITE else None
+        if careful is None:
+            return self.failed(item.entry, error, item.sha256)
+        try:
+            (clean,) = careful.purify_pixels([item.picture.pixels])
+        except NonFiniteError:
+            return self.failed(item.entry, error, item.sha256)
+        notes = (*item.picture.notes, "purified in float32, since a shorter format overflowed")
+        return self.checked(replace(item, picture=replace(item.picture, notes=notes)), clean)
+
+    def checked(self, item: Item, clean: np.ndarray) -> Item | Outcome:
+        """A purified image, or a failure where nothing of the picture is left."""
+        if self.purifier.config.needs_model and _is_blank(clean) and not _is_blank(item.picture.pixels):
+            error = InputError(Reason.SUSPECT_OUTPUT, "the model gave an image of one colour")
+            return self.failed(item.entry, error, item.sha256)
+        return replace(item, clean=clean)
 
     def write(self, item: Item) -> Outcome:
         """Encode one image and publish it under its final name."""
@@ -310,6 +329,11 @@ class FolderRun:
         self.sink.finish(outcome)
         self._unreported[outcome.path] = outcome
         return outcome
+
+
+def _is_blank(pixels: np.ndarray) -> bool:
+    """Whether an image that is large enough to show something has hardly two levels."""
+    return pixels.size >= 192 and int(pixels.max()) - int(pixels.min()) <= 1
 
 
 def _psnr(before: np.ndarray, after: np.ndarray) -> float | None:

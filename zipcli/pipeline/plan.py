@@ -1,5 +1,6 @@
 """Which files a run takes and where each goes: decided from names alone, before any model loads."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from zipcli.config import FolderConfig
-from zipcli.errors import ConfigError, Reason, shown
+from zipcli.errors import ConfigError, InputError, Reason, shown
 from zipcli.images.load import read_file
 from zipcli.images.write import output_name
 from zipcli.pipeline.outcome import Outcome
@@ -80,11 +81,16 @@ class Plan:
         return self._from_list(self.listed, ignore) if self.listed is not None else self._walk(ignore)
 
     def read(self, entry: Entry) -> bytes:
-        """The bytes of one file.
+        """The bytes of one file; what a network file system has lost sight of is looked for once more.
 
         Raises:
             InputError: It cannot be read.
         """
+        try:
+            return read_file(entry.source, name=shown(entry.path))
+        except InputError as e:
+            if getattr(e.__cause__, "errno", None) not in (errno.EIO, errno.ESTALE):
+                raise
         return read_file(entry.source, name=shown(entry.path))
 
     def _walk(self, ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:
@@ -97,7 +103,7 @@ class Plan:
                     found = sorted(scan, key=lambda e: os.fsencode(e.name))
             except OSError as e:
                 message = f"cannot list the folder: {e.strerror}"
-                yield lost(folder or ".", Reason.UNREADABLE, message, failed=True)
+                yield lost(folder or ".", _reason(e), message, failed=True)
                 continue
             inner = []
             for item in found:
@@ -132,8 +138,7 @@ class Plan:
         except (OSError, RuntimeError, ValueError) as e:
             if is_link:
                 return lost(path, Reason.SYMLINK, "a link that leads nowhere", failed=named)
-            reason = Reason.VANISHED if isinstance(e, FileNotFoundError) else Reason.UNREADABLE
-            return lost(path, reason, f"cannot read the file: {e}", failed=True)
+            return lost(path, _reason(e), f"cannot read the file: {e}", failed=True)
         if not inside:
             message = "a link that leaves the input folder is not followed"
             return lost(path, Reason.SYMLINK, message, failed=named)
@@ -291,6 +296,12 @@ def matches(path: str, patterns: tuple[str, ...]) -> bool:
 def lost(path: str, reason: Reason, message: str, *, failed: bool = False) -> Outcome:
     """The outcome of a file that cannot be taken: skipped, or failed where the user asked for it."""
     return Outcome(path=path, state="failed" if failed else "skipped", reason=reason, message=message)
+
+
+def _reason(error: Exception) -> Reason:
+    """Why a name in the input cannot be followed."""
+    known = {errno.ENOENT: Reason.VANISHED, errno.ENAMETOOLONG: Reason.NAME_UNSUPPORTED}
+    return known.get(getattr(error, "errno", None) or 0, Reason.UNREADABLE)
 
 
 def _leads_to_folder(link: Path) -> bool:

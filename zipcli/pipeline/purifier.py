@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -61,6 +62,7 @@ class Purifier:
         )
         self._method = METHODS[config.method]
         self._model: WindowedModel | None = None
+        self._in_float32: Purifier | None = None
         self.fingerprint_parts = {
             **config.pixel_settings(),
             "transforms": [self._with_digests(text) for text in config.transforms],
@@ -202,6 +204,19 @@ class Purifier:
         calls = images_per_call(window, self.device)
         automatic = calls * max(1, BATCH_PIXELS // (calls * window[0] * window[1])) if in_one_window else 1
         return self.config.batch_size or automatic
+
+    def in_float32(self) -> "Purifier | None":
+        """The same purifier, in full precision; None where it has that already.
+
+        What overflows in a short format may be finite in a longer one.
+        """
+        if self.fingerprint_parts.get("dtype") not in ("bfloat16", "float16"):
+            return None
+        if self._in_float32 is None:
+            self._in_float32 = Purifier.from_config(replace(self.config, dtype="float32"))
+            if self._model is not None:
+                self._in_float32.stop_with(self._model.before_call)
+        return self._in_float32
 
     def stop_with(self, check_stop: Callable[[], None]) -> None:
         """Call `check_stop` before every call of the network; it may raise to stop a batch."""
