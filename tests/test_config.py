@@ -323,3 +323,29 @@ def test_nullspace_takes_one_transform_since_several_would_keep_more() -> None:
     assert purify_config(method="nullspace", transforms=("blur:2+gray",)).transforms == ("blur:2+gray",)
     with pytest.raises(ConfigError, match=r"join them to blur:2\+gray"):
         purify_config(method="nullspace", transforms=("blur:2", "gray"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"max_pixels": 0}, "max pixels"),
+        ({"max_bytes": 0}, "max bytes"),
+        ({"frames": "all"}, "frames"),
+        ({"decode_seconds": 0}, "decode seconds"),
+        ({"decode_seconds": 86_401}, "decode seconds"),
+        ({"decode_memory": 0}, "decode memory"),
+    ],
+    ids=str,
+)
+def test_a_wrong_limit_of_files_is_refused_by_name(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        FolderConfig(**wrong)
+
+
+def test_only_a_chosen_policy_that_decides_outputs_is_recorded() -> None:
+    usual = FolderConfig().file_settings()
+    limits = FolderConfig(max_pixels=9, max_bytes=9, decode_seconds=9, decode_memory=9, strict_ext=True)
+    assert limits.file_settings() == usual
+    assert FolderConfig(frames="first").file_settings() == {**usual, "frames": "first"}
+    assert FolderConfig(allow_truncated=True).file_settings() == {**usual, "allow_truncated": True}
+    assert limits.limits.memory == 9 * 2**20

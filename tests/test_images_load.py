@@ -128,7 +128,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, 
     monkeypatch.setattr(load, "_checked_size", check_then_change)
     with pytest.raises(InputError, match="changed while it was read") as caught:
         read_file(path)
-    assert caught.value.reason == Reason.UNREADABLE
+    assert caught.value.reason == Reason.CHANGED_DURING_READ
 
 
 def test_a_file_that_cannot_be_read_is_unreadable(tmp_path, monkeypatch):
@@ -224,7 +224,131 @@ def test_running_out_of_memory_costs_one_image(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(Image.Image, "convert", fail)
-    assert refusal(saved(Image.new("RGBA", (4, 4)), "PNG")) == Reason.BOMB_PIXELS
+    assert refusal(saved(Image.new("RGBA", (4, 4)), "PNG")) == Reason.OUT_OF_MEMORY
+
+
+def test_a_decoder_that_runs_out_of_memory_in_its_own_words_is_understood(monkeypatch):
+    def fail(*_):
+        raise OSError("out of memory error when reading image file")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    assert refusal(noise_file("BMP")) == Reason.OUT_OF_MEMORY
+
+
+def test_memory_that_ends_within_exif_does_not_decide_whether_an_image_is_turned(monkeypatch):
+    data = noise_file("PNG", exif=orientation_exif(6))
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Exif, "get_ifd", fail)
+    assert refusal(data) == Reason.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "flag"),
+    [
+        (png(png_header(8_500, 6_000)), Limits(), "--max-pixels"),
+        (noise_file("PNG"), Limits(max_bytes=100), "--max-bytes"),
+        (frames("GIF"), Limits(), "--frames first"),
+    ],
+)
+def test_a_refusal_names_the_option_that_lifts_it(data, limits, flag):
+    with pytest.raises(InputError, match=flag):
+        decode(data, "a", limits)
+
+
+def test_more_pixels_than_pillow_allows_can_be_allowed():
+    before = Image.MAX_IMAGE_PIXELS
+    header = png(png_header(20_000, 10_000))  # Pillow's own error begins at 178,956,970
+    assert load.declared_size(header, "a", Limits(max_pixels=2 * 10**8)) == (20_000, 10_000)
+    assert before == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(Image.DecompressionBombError):  # or this test would show nothing
+        Image.open(io.BytesIO(header))
+
+
+# Policies
+
+
+@pytest.mark.fault("F65")
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_the_first_of_several_frames_can_be_taken(format):
+    picture = decode(frames(format), "a", Limits(frames="first"))
+    np.testing.assert_allclose(picture.pixels[4, 4].astype(int), [255, 0, 0], atol=3)
+    assert picture.notes == ("the first of several frames",)
+    still = saved(Image.new("RGB", (8, 8), "red"), "JPEG" if format == "MPO" else format)
+    assert decode(still, "a", Limits(frames="first")).notes == ()
+
+
+@pytest.mark.fault("F60")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "GIF"])
+def test_what_is_there_of_a_truncated_file_can_be_taken(format):
+    whole = noise_file(format, **({"interlace": 0} if format == "GIF" else {}))
+    cut = whole[: len(whole) * 3 // 4]
+    assert refusal(cut) == Reason.TRUNCATED
+    picture = decode(cut, "a", Limits(allow_truncated=True))
+    assert picture.notes == ("degraded: the image data ends early",)
+    there, missing = (slice(32, None), slice(0, 4)) if format == "BMP" else (slice(0, 8), slice(36, None))
+    expected = decode(whole, "a").pixels
+    np.testing.assert_array_equal(picture.pixels[there], expected[there])
+    assert not np.array_equal(picture.pixels[missing], expected[missing])
+
+
+def test_allowing_truncation_changes_nothing_else():
+    limits = Limits(allow_truncated=True)
+    assert decode(noise_file("JPEG"), "a", limits).notes == ()
+    for name in ("text", "png with a bad checksum", "animated gif", "jpeg header only", "truncated webp"):
+        data, reason = BAD[name]
+        assert refusal(data, limits) == reason
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_threads_that_allow_truncation_and_threads_that_do_not_keep_apart():
+    cut = noise_file("JPEG")[:-500]
+
+    def note_or_reason(limits):
+        try:
+            return decode(cut, "a", limits).notes[0]
+        except InputError as error:
+            return error.reason
+
+    policies = [Limits(allow_truncated=n % 2 == 0) for n in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(note_or_reason, policies))
+    assert set(found[::2]) == {"degraded: the image data ends early"}
+    assert set(found[1::2]) == {Reason.TRUNCATED}
+
+
+@pytest.mark.fault("F58")
+@pytest.mark.parametrize(
+    ("name", "format", "is_right"),
+    [
+        ("a.png", "PNG", True),
+        ("a.PNG", "PNG", True),
+        ("a.jpeg", "JPEG", True),
+        ("a.mpo", "JPEG", True),
+        ("a.pgm", "PPM", True),
+        ("a.gif", "GIF", True),
+        ("a", "PNG", True),
+        ("a.data", "PNG", True),
+        ("jpg", "PNG", True),
+        ("a.png", "JPEG", False),
+        ("a.jpg", "PNG", False),
+        ("b.jpg/a.gif", "PNG", False),
+        ("a.png.webp", "PNG", False),
+    ],
+)
+def test_an_extension_that_promises_another_format_can_be_refused(name, format, is_right):
+    data, limits = noise_file(format), Limits(strict_ext=True)
+    decode(data, name)
+    if is_right:
+        decode(data, name, limits)
+        assert load.declared_size(data, name, limits) == (30, 40)
+    else:
+        for function in (decode, load.declared_size):
+            with pytest.raises(InputError, match="the extension promises") as caught:
+                function(data, name, limits)
+            assert caught.value.reason == Reason.EXTENSION_MISMATCH
 
 
 @pytest.mark.fault("F60", "F61")

@@ -20,6 +20,7 @@ TRAIN_DTYPES = ("auto", "float32", "bfloat16")
 SIZES = ("small", "medium", "large")
 FORMATS = ("png", "same", "jpg", "webp")
 METADATA = ("safe", "none")
+FRAMES = ("one", "first")
 
 # What each method reads. An option that the chosen method does not use is refused.
 _SAMPLER = frozenset({"transforms", "model", "steps", "lambda_", "eta", "grid", "variant"})
@@ -391,6 +392,48 @@ class Shard:
 ON_COLLISION = ("error", "append")
 """What to do about inputs that would share an output: refuse them, or keep their whole names and append."""
 
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one image file may be and ask for before it is refused.
+
+    Attributes:
+        max_bytes: Size of the file; it is read into memory once.
+        max_pixels: Width times height as the header declares it, checked before any pixel is
+            decoded.
+        max_side: Longest side. Memory is bounded by `max_pixels` alone, so this is as large as the
+            most generous output format, and a strip of 20,000 x 10 pixels is an ordinary image.
+        frames: one refuses animated and multi-page files; first takes their first frame.
+        allow_truncated: Whether of a file that ends early what is there is taken.
+        strict_ext: Whether a file is refused whose extension promises another format than its content.
+        seconds: Processor time of one decode; three times as much may pass on the clock.
+        memory: Bytes that one decode may take, the file and the pixels included.
+    """
+
+    max_bytes: int = 256 * MIB
+    max_pixels: int = 50_000_000
+    max_side: int = 65_535
+    frames: str = "one"
+    allow_truncated: bool = False
+    strict_ext: bool = False
+    seconds: int = 10
+    memory: int = 1024 * MIB
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check(self.max_bytes >= 1, f"max bytes: {self.max_bytes} is not at least 1")
+        check(self.max_pixels >= 1, f"max pixels: {self.max_pixels} is not at least 1")
+        check_choice("frames", self.frames, FRAMES)
+        check(1 <= self.seconds <= 86_400, f"decode seconds: {self.seconds} is not from 1 to 86,400")
+        check(
+            MIB <= self.memory <= 2**60, f"decode memory: {self.memory // MIB} MiB is not from 1 to 2^40 MiB"
+        )
+
+
+LIMITS = Limits()
+
 FAIL_ON = {"any": 0.0, "all": math.nextafter(1, 0), "never": 1.0}
 """Shares of images that may fail, by name."""
 
@@ -417,6 +460,13 @@ class FolderConfig:
             gives `a.jpg.png` to those that would not keep their name.
         portable_names: Refuse names that some other system cannot hold, or cannot tell apart.
         detector: Which detector decides what needs purifying; none purifies everything.
+        max_pixels: Most pixels of an image, width times height.
+        max_bytes: Most bytes of a file.
+        frames: one refuses animated and multi-page files; first takes their first frame.
+        allow_truncated: Take what is there of a file that ends early.
+        strict_ext: Refuse a file whose extension promises another format than its content.
+        decode_seconds: Processor time in which a file must be decoded.
+        decode_memory: MiB of memory that decoding a file may take.
     """
 
     include: tuple[str, ...] = IMAGE_PATTERNS
@@ -433,6 +483,13 @@ class FolderConfig:
     on_collision: str = "error"
     portable_names: bool = False
     detector: str = "none"
+    max_pixels: int = LIMITS.max_pixels
+    max_bytes: int = LIMITS.max_bytes
+    frames: str = LIMITS.frames
+    allow_truncated: bool = LIMITS.allow_truncated
+    strict_ext: bool = LIMITS.strict_ext
+    decode_seconds: int = LIMITS.seconds
+    decode_memory: int = LIMITS.memory // MIB
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -441,7 +498,7 @@ class FolderConfig:
         check_choice("on collision", self.on_collision, ON_COLLISION)
         check(1 <= self.quality <= 100, f"quality: {self.quality} is not between 1 and 100")
         check(1 <= self.jobs <= 256, f"jobs: {self.jobs} is not between 1 and 256")
-        _ = self.tolerated, self.part
+        _ = self.tolerated, self.part, self.limits
 
     @property
     def part(self) -> Shard:
@@ -451,6 +508,23 @@ class FolderConfig:
             ConfigError: `shard` is not understood.
         """
         return Shard.parse(self.shard)
+
+    @property
+    def limits(self) -> Limits:
+        """What one file may be and ask for.
+
+        Raises:
+            ConfigError: A limit is wrong.
+        """
+        return Limits(
+            max_pixels=self.max_pixels,
+            max_bytes=self.max_bytes,
+            frames=self.frames,
+            allow_truncated=self.allow_truncated,
+            strict_ext=self.strict_ext,
+            seconds=self.decode_seconds,
+            memory=self.decode_memory * MIB,
+        )
 
     @property
     def tolerated(self) -> float:
@@ -475,6 +549,9 @@ class FolderConfig:
             "metadata": self.metadata,
             "detector": self.detector,
         }
+        # Left out where nobody chose them, as in the records of earlier versions.
+        chosen = {name: getattr(self, name) for name in ("frames", "allow_truncated")}
+        keep |= {name: value for name, value in chosen.items() if value != getattr(FolderConfig, name)}
         return keep | ({"quality": self.quality} if self.format in ("same", "jpg") else {})
 
 

@@ -13,7 +13,7 @@ import click
 
 from zipcli.cli.console import FAILURES_SHOWN, PLAIN_SECONDS, clock, closed_streams, emit, say
 from zipcli.cli.detector_options import advice, detector_config, detector_options
-from zipcli.cli.options import given, selection_options
+from zipcli.cli.options import LIMIT_OPTIONS, given, limit_options, selection_options
 from zipcli.cli.signals import StopSignals
 from zipcli.config import DetectConfig, FolderConfig
 from zipcli.errors import ConfigError, ExitCode, InputError, StoppedError, shown
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     help="residual: auto, cpu, cuda, cuda:N or mps; an absent device is an error.",
 )
 @selection_options
+@limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress; failures and a summary only.")
 @click.pass_context
@@ -90,9 +91,13 @@ def detect(
     if not quiet and (text := advice(config)):
         say(f"Note: {text}")
     stop = StopSignals()
+    from zipcli.images.guard import shared_pool
+
+    files = FolderConfig(include=include, exclude=exclude, **given(ctx, LIMIT_OPTIONS))
+    shared_pool().warm(files.jobs)  # they start while we import torch
     from zipcli.pipeline.detection import open_detector
 
-    plan = _plan(folder, FolderConfig(include=include, exclude=exclude), maps, overwrite=overwrite)
+    plan = _plan(folder, files, maps, overwrite=overwrite)
     total = _count(plan, stop)
     counts: Counter[str] = Counter()
     code = ExitCode.DONE

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from zipcli.config import FolderConfig
+from zipcli.config import FRAMES, FolderConfig
 from zipcli.registry import unknown_name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,4 +69,71 @@ def selection_options(command: F) -> F:
             help="Take only files that match, such as '*.png' or 'train/*'.  [default: image extensions]",
         ),
         click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match."),
+    )(command)
+
+
+LIMIT_OPTIONS = (
+    "max_pixels",
+    "max_bytes",
+    "frames",
+    "allow_truncated",
+    "strict_ext",
+    "decode_seconds",
+    "decode_memory",
+)
+"""Fields of `FolderConfig` that `limit_options` offers."""
+
+
+def limit_options(command: F) -> F:
+    """Add what a command that reads the images of strangers takes and refuses."""
+    return with_options(
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=FolderConfig.max_pixels,
+            show_default=True,
+            help="Refuse images of more than N pixels, width times height.",
+        ),
+        click.option(
+            "--max-bytes",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=FolderConfig.max_bytes,
+            show_default=True,
+            help="Refuse files of more than N bytes.",
+        ),
+        click.option(
+            "--frames",
+            type=Name("frames", FRAMES),
+            default=FolderConfig.frames,
+            show_default=True,
+            help="Animated and multi-page files: one refuses them, first takes their first frame.",
+        ),
+        click.option(
+            "--allow-truncated",
+            is_flag=True,
+            help="Take what is there of a file that ends early, and note that it is degraded.",
+        ),
+        click.option(
+            "--strict-ext",
+            is_flag=True,
+            help="Refuse a file whose extension promises another format than its content.",
+        ),
+        click.option(
+            "--decode-seconds",
+            type=click.IntRange(1, 86_400),
+            metavar="S",
+            default=FolderConfig.decode_seconds,
+            show_default=True,
+            help="Give up on a file that takes more processor time to decode, or three times as long.",
+        ),
+        click.option(
+            "--decode-memory",
+            type=click.IntRange(1, 2**40),
+            metavar="MIB",
+            default=FolderConfig.decode_memory,
+            show_default=True,
+            help="Give up on a file that takes more memory to decode, in MiB.",
+        ),
     )(command)

@@ -10,7 +10,7 @@ import click
 
 from zipcli.cli.console import closed_streams
 from zipcli.cli.detector_options import detector_config, detector_options
-from zipcli.cli.options import Name, given, selection_options
+from zipcli.cli.options import Name, given, limit_options, selection_options
 from zipcli.cli.purify_folder import Wishes, purify_folder
 from zipcli.cli.purify_stream import purify_picture, purify_tar
 from zipcli.cli.signals import StopSignals
@@ -38,7 +38,7 @@ NOT_OF_TARS = (
     *("files_from", "retry_failed", "watch", "dry_run", "as_json", "allow_empty"),
     *("shard", "overwrite", "paranoid", "force_unlock", "on_collision", "portable_names"),
 )
-NOT_OF_PICTURES = (*NOT_OF_TARS, "include", "exclude", "jobs", "detector", "fail_on")
+NOT_OF_PICTURES = (*NOT_OF_TARS, "include", "exclude", "jobs", "detector", "fail_on", "strict_ext")
 PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
 FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 
@@ -226,6 +226,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     help="Purify only what a detector suspects, and let the rest pass; none purifies everything.",
 )
 @selection_options
+@limit_options
 @click.option(
     "--overwrite", is_flag=True, help="Replace outputs of other settings, and files that are not ours."
 )

@@ -64,8 +64,11 @@ def purify_folder(
         return _nothing_to_do(wishes)
     size = _check_plan(plan, stop, allow_empty=wishes.allow_empty or wishes.watch)
 
+    from zipcli.images.guard import shared_pool
     from zipcli.pipeline.ledger import Ledger, refuse_unwritable
 
+    if not wishes.dry_run:
+        shared_pool().warm(files.jobs)  # they start while we import torch
     ledger = Ledger(wishes.out, plan.base, files.part)
     _refuse_foreign(plan, ledger, stop)
     if not wishes.dry_run:

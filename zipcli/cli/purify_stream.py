@@ -33,14 +33,16 @@ def purify_picture(config: PurifyConfig, files: FolderConfig, stop: StopSignals,
     """One picture from standard input to standard output; returns the exit code."""
     stdout = _stdout("picture", "zipcli purify - -")
 
+    from zipcli.images.guard import decode, shared_pool
+
+    shared_pool().warm(1)  # it starts while we import torch
     from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError
-    from zipcli.images.load import decode
     from zipcli.images.write import encode, output_format
     from zipcli.pipeline.purifier import Purifier
 
     data = stop.read(stdin())
     try:
-        picture = decode(data, "standard input")
+        picture = decode(data, "standard input", files.limits)
         purifier = Purifier.from_config(config, model_listener(stop, quiet=not verbose))
         purifier.stop_with(stop.check)
         clean = purifier.purify_pixels([picture.pixels])[0]
@@ -64,6 +66,9 @@ def purify_tar(
     """The pictures of a tar stream from standard input to standard output; returns the exit code."""
     stdout, descriptor = _stdout("tar stream", "zipcli purify --tar - -"), stdin().fileno()
 
+    from zipcli.images.guard import shared_pool
+
+    shared_pool().warm(files.jobs)
     from zipcli.pipeline.detection import open_detector
     from zipcli.pipeline.folder import FolderRun
     from zipcli.pipeline.purifier import Purifier

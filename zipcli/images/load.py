@@ -1,7 +1,8 @@
 """Reads image files that may be damaged or hostile into upright 8-bit grey or sRGB pixels.
 
 Whatever is wrong with one file becomes an `InputError` with a reason; nothing else leaves this
-module because of what a file contains.
+module because of what a file contains. A file may still crash a decoder, stall it or fill the
+memory: `guard` decodes in another process, with the same functions.
 """
 
 import errno
@@ -12,16 +13,17 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
-from zipcli.errors import InputError, Reason
+from zipcli.config import LIMITS, Limits
+from zipcli.errors import InputError, Reason, shown
 
 Pixels = NDArray[np.uint8]
 
@@ -30,24 +32,20 @@ Pixels = NDArray[np.uint8]
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one file may ask for before it is refused.
+# Formats that are written too, and the suffixes under which people expect to find them.
+SUFFIXES = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp", ".dib"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+_PROMISES = {".gif": "GIF"} | {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 
-    Attributes:
-        max_bytes: Size of the file; it is read into memory once.
-        max_pixels: Width times height as the header declares it, checked before any pixel is
-            decoded. This is what bounds memory.
-        max_side: Longest side. Memory is bounded by `max_pixels` alone, so this is as large as the
-            most generous output format, and a strip of 20,000 x 10 pixels is an ordinary image.
-    """
-
-    max_bytes: int = 256 * 2**20
-    max_pixels: int = 50_000_000
-    max_side: int = 65_535
-
-
-LIMITS = Limits()
+BAND_PIXELS = 2**20
+MESSAGE_LENGTH = 300
+"""Characters of a decoder's own words that a message shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ def _checked_size(status: os.stat_result, name: str, limits: Limits) -> int:
 def _check_bytes(size: int, name: str, limits: Limits) -> None:
     if size > limits.max_bytes:
         message = f"{name}: {size:,} bytes are more than the limit of {limits.max_bytes:,}"
-        raise InputError(Reason.BOMB_BYTES, f"{message}; save it smaller first")
+        raise InputError(Reason.BOMB_BYTES, f"{message}; save it smaller first, or raise --max-bytes")
 
 
 def _read_at_most(descriptor: int, count: int) -> bytes:
@@ -148,34 +146,55 @@ def _read_error(error: OSError, name: str) -> InputError:
 
 
 def decode(data: bytes, name: str, limits: Limits = LIMITS) -> Picture:
-    """Decode the bytes of an image file completely.
+    """Decode the bytes of an image file completely, in this process: for files that we made ourselves.
 
     Args:
         data: The whole file, as `read_file` returned it, so that what was hashed is what is decoded.
-        name: What messages call the file.
-        limits: Checked against the header, before pixels are decoded.
+        name: What messages call the file; its extension counts for `strict_ext` alone.
+        limits: Checked against the header, before pixels are decoded. `seconds` and `memory` are the
+            business of `guard`.
 
     Raises:
         InputError: The bytes are not one whole still image of an allowed format and size.
     """
-    if not data:
-        raise InputError(Reason.EMPTY, f"{name}: the file is empty; copy it again from its source")
-    _check_bytes(len(data), name, limits)
-    with _strict_pillow(), _decoder_errors(name, data), _open(data, name) as image:
-        _check_header(image, name, limits)
-        return _picture(image, name)
+    check_data(data, name, limits)
+    try:
+        return _decode(data, name, limits, allow_truncated=False)
+    except InputError as error:
+        if not limits.allow_truncated or error.reason is not Reason.TRUNCATED:
+            raise
+    # Only now, so that no other file is decoded with fewer checks, and so that we know what to note.
+    picture = _decode(data, name, limits, allow_truncated=True)
+    return replace(picture, notes=("degraded: the image data ends early", *picture.notes))
 
 
 def declared_size(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[int, int]:
-    """Width and height that a file declares, without decoding it.
+    """Width and height that a file declares, without decoding it, in this process.
 
     Raises:
         InputError: As `decode`, as far as the header tells.
     """
-    _check_bytes(len(data), name, limits)
-    with _strict_pillow(), _decoder_errors(name, data), _open(data, name) as image:
+    check_data(data, name, limits)
+    with _pillow_switches(), _decoder_errors(name, data), _open(data, name) as image:
         _check_header(image, name, limits)
         return image.size
+
+
+def check_data(data: bytes, name: str, limits: Limits) -> None:
+    """Refuse what needs no look inside.
+
+    Raises:
+        InputError: There are no bytes, or too many.
+    """
+    if not data:
+        raise InputError(Reason.EMPTY, f"{name}: the file is empty; copy it again from its source")
+    _check_bytes(len(data), name, limits)
+
+
+def _decode(data: bytes, name: str, limits: Limits, *, allow_truncated: bool) -> Picture:
+    with _pillow_switches(allow_truncated), _decoder_errors(name, data), _open(data, name) as image:
+        _check_header(image, name, limits)
+        return _picture(image, name, is_ours=True)
 
 
 def from_pil(image: Image.Image) -> Picture:
@@ -185,41 +204,52 @@ def from_pil(image: Image.Image) -> Picture:
         InputError: The image has several frames, a mode we do not know, or its file is damaged.
     """
     name = str(getattr(image, "filename", "") or "image")
-    with _strict_pillow(), _decoder_errors(name):
-        _check_one_frame(image, name)
+    with _pillow_switches(), _decoder_errors(name):
+        if _has_frames(image):
+            raise _several_frames(name)
         return _picture(image, name)
 
 
-# The guard below: how many threads are inside it, and how to leave it.
-_guard_lock = threading.Lock()
-_guard_depth = 0
-_guard_exit = ExitStack()
+# How many threads are inside the switches below, what they were set to, and how to set them back.
+_switches = threading.Condition()
+_threads_inside = 0
+_truncated_allowed = False
+_switch_back = ExitStack()
 
 
 @contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings and refuse truncated data while any thread decodes.
+def _pillow_switches(allow_truncated: bool = False) -> Iterator[None]:
+    """Silence Pillow's warnings and refuse truncated data (or allow it) while any thread decodes.
 
-    Both switches belong to the whole process. The first thread in sets them and the last one out
+    The switches belong to the whole process. The first thread in sets them and the last one out
     restores them: threads that each restored what they found would restore each other's settings.
+    A thread that needs them otherwise waits.
     """
-    global _guard_depth
-    with _guard_lock:
-        if _guard_depth == 0:
-            _guard_exit.enter_context(warnings.catch_warnings())
-            # Size is checked against our own, lower limit; damaged tags are dropped anyway.
+    global _threads_inside, _truncated_allowed
+    with _switches:
+        _switches.wait_for(lambda: not _threads_inside or _truncated_allowed == allow_truncated)
+        if not _threads_inside:
+            _truncated_allowed = allow_truncated
+            _switch_back.enter_context(warnings.catch_warnings())
+            # Damaged tags are dropped anyway.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            before = ImageFile.LOAD_TRUNCATED_IMAGES
-            _guard_exit.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", before)
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
-        _guard_depth += 1
+            _switch(ImageFile, "LOAD_TRUNCATED_IMAGES", allow_truncated)
+            # Size is checked against our own limit, which may be higher.
+            _switch(Image, "MAX_IMAGE_PIXELS", None)
+        _threads_inside += 1
     try:
         yield
     finally:
-        with _guard_lock:
-            _guard_depth -= 1
-            if _guard_depth == 0:
-                _guard_exit.close()
+        with _switches:
+            _threads_inside -= 1
+            if not _threads_inside:
+                _switch_back.close()
+                _switches.notify_all()
+
+
+def _switch(module: Any, name: str, value: Any) -> None:
+    _switch_back.callback(setattr, module, name, getattr(module, name))
+    setattr(module, name, value)
 
 
 _TRUNCATED = re.compile(r"truncat|broken data stream|unexpected end|not enough (image )?data", re.IGNORECASE)
@@ -232,14 +262,14 @@ def _decoder_errors(name: str, data: bytes = b"") -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (MemoryError, Image.DecompressionBombError) as error:
-        raise InputError(
-            Reason.BOMB_PIXELS, f"{name}: it asks for too much memory; make it smaller first"
-        ) from error
+    except MemoryError as error:
+        raise out_of_memory(name) from error
     # Damaged files make Pillow raise OSError, ValueError, IndexError, TypeError, SyntaxError,
     # NotImplementedError, struct.error and more, so no list is complete at this boundary.
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = shown(" ".join(str(error).split()))[:MESSAGE_LENGTH] or type(error).__name__
+        if "out of memory" in said:
+            raise out_of_memory(name) from error
         if isinstance(error, EOFError) or _TRUNCATED.search(said) or _is_short(data):
             reason, what = Reason.TRUNCATED, "the image data ends early"
         # Compressed text or a profile, or all text together, that unpacks beyond Pillow's limit.
@@ -248,6 +278,12 @@ def _decoder_errors(name: str, data: bytes = b"") -> Iterator[None]:
         else:
             reason, what = Reason.CORRUPT, "cannot be decoded"
         raise InputError(reason, f"{name}: {what} ({said}); restore it from its source") from error
+
+
+def out_of_memory(name: str) -> InputError:
+    """Say that a file cannot be decoded in the memory that there is."""
+    message = f"{name}: there is not enough memory to decode it; make it smaller first"
+    return InputError(Reason.OUT_OF_MEMORY, f"{message}, or raise --decode-memory")
 
 
 def _is_short(data: bytes) -> bool:
@@ -340,37 +376,50 @@ def _not_identified(data: bytes, name: str) -> InputError:
 
 
 def _check_header(image: Image.Image, name: str, limits: Limits) -> None:
-    """Refuse what is too large or moves, before pixels are decoded."""
+    """Refuse what is too large, moves or has the wrong name, before pixels are decoded."""
     width, height = image.size
-    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
-        message = (
-            f"{name}: {width:,} x {height:,} is more than the limit of {limits.max_pixels:,} pixels"
-            f" and {limits.max_side:,} per side"
-        )
+    if width * height > limits.max_pixels:
+        message = f"{name}: {width:,} x {height:,} is more than the limit of {limits.max_pixels:,} pixels"
+        raise InputError(Reason.BOMB_PIXELS, f"{message}; make it smaller first, or raise --max-pixels")
+    if max(width, height) > limits.max_side:
+        message = f"{name}: {width:,} x {height:,} is more than the limit of {limits.max_side:,} a side"
         raise InputError(Reason.BOMB_PIXELS, f"{message}; make it smaller first")
-    _check_one_frame(image, name)
+    if limits.frames == "one" and _has_frames(image):
+        raise _several_frames(name)
+    promised, actual = _PROMISES.get(PurePath(name).suffix.lower()), image.format
+    actual = "JPEG" if actual == "MPO" else actual
+    if limits.strict_ext and promised not in (None, actual):
+        message = f"{name}: the extension promises {promised}, but the content is {actual}"
+        raise InputError(Reason.EXTENSION_MISMATCH, f"{message}; rename it, or leave out --strict-ext")
 
 
-def _check_one_frame(image: Image.Image, name: str) -> None:
+def _has_frames(image: Image.Image) -> bool:
     # An APNG of one frame plus a default image counts as two pictures but is not "animated";
     # asking every format for n_frames instead would walk through a whole GIF.
-    if getattr(image, "is_animated", False) or (image.format == "PNG" and getattr(image, "n_frames", 1) > 1):
-        raise InputError(
-            Reason.MULTIFRAME,
-            f"{name}: animated and multi-page images are not supported; extract one frame first",
-        )
+    several = getattr(image, "is_animated", False)
+    return bool(several or (image.format == "PNG" and getattr(image, "n_frames", 1) > 1))
 
 
-def _picture(image: Image.Image, name: str) -> Picture:
-    """Decode the pixels and bring them, and what may be kept beside them, to our form."""
+def _several_frames(name: str) -> InputError:
+    message = f"{name}: animated and multi-page images are not supported"
+    return InputError(Reason.MULTIFRAME, f"{message}; extract one frame first, or use --frames first")
+
+
+def _picture(image: Image.Image, name: str, *, is_ours: bool = False) -> Picture:
+    """Decode the pixels and bring them, and what may be kept beside them, to our form.
+
+    An image that is ours gives its memory back as soon as it can: a WebP holds four copies of it.
+    """
     if 0 in image.size:
         raise InputError(Reason.EMPTY, f"{name}: the image has no pixels; leave it out")
-    notes: list[str] = []
+    notes = ["the first of several frames"] if _has_frames(image) else []
     format_, mode, has_16_bits = image.format or "PNG", image.mode, _stores_16_bits(image)
     image.load()
     # Only now: a PNG may carry EXIF after its pixels, and Pillow turns a TIFF while it loads.
     exif = _exif(image, notes)
     colour, alpha = _separate(image, name, has_16_bits, notes)
+    if is_ours and colour is not image:
+        image.close()
     colour = _to_srgb(colour, image.info.get("icc_profile"), notes)
     if alpha is not None and alpha.getextrema() != (255, 255):
         colour = _on_white(colour, alpha)
@@ -408,7 +457,8 @@ def _separate(
     mode = image.mode
     alpha: Image.Image | None
     if mode in _ALPHA_MODES or (mode == "P" and image.has_transparency_data):
-        image = image.convert(_ALPHA_MODES.get(mode, "RGBA"))
+        straight = _ALPHA_MODES.get(mode, "RGBA")
+        image = image if mode == straight else image.convert(straight)  # which would be a copy
         colour, alpha = image.convert("L" if image.mode == "LA" else "RGB"), image.getchannel("A")
     elif mode in _COLOUR_MODES:
         colour = image if mode == _COLOUR_MODES[mode] else image.convert(_COLOUR_MODES[mode])
@@ -469,14 +519,21 @@ def _from_float(image: Image.Image, name: str) -> Pixels:
         message = f"{name}: floating-point levels from {low:g} to {high:g}"
         raise InputError(Reason.MODE_UNSUPPORTED, f"{message}; convert it to 8-bit first")
     scale = 255.0 if high <= 1 else 1.0 if high <= 255 else 1 / 257
-    pixels: Pixels = np.floor(levels * np.float32(scale) + np.float32(0.5)).astype(np.uint8)
-    return pixels
+    return _in_bands(levels, lambda band: np.floor(band * np.float32(scale) + np.float32(0.5)))
 
 
 def _scaled(levels: NDArray[Any], white: int) -> Pixels:
     """Map 0 to `white` onto 0 to 255, rounding half up."""
-    doubled = levels.astype(np.uint32) * 510
-    return ((doubled + white) // (2 * white)).astype(np.uint8)
+    return _in_bands(levels, lambda band: (band.astype(np.uint32) * 510 + white) // (2 * white))
+
+
+def _in_bands(levels: NDArray[Any], change: Callable[[NDArray[Any]], NDArray[Any]]) -> Pixels:
+    """Apply a function to some rows at a time: its intermediate results are many times as large."""
+    changed = np.empty(levels.shape, np.uint8)
+    rows = max(1, BAND_PIXELS // levels.shape[1])
+    for top in range(0, len(levels), rows):
+        changed[top : top + rows] = change(levels[top : top + rows])
+    return changed
 
 
 _DEEP_MODES: dict[str, Callable[[Image.Image, str], Pixels]] = {
@@ -487,6 +544,8 @@ _DEEP_MODES: dict[str, Callable[[Image.Image, str], Pixels]] = {
     "I": _from_32_bits,
     "F": _from_float,
 }
+MODES = frozenset({*_COLOUR_MODES, *_ALPHA_MODES, *_DEEP_MODES})
+"""Modes of the files that we decode."""
 
 
 def _to_srgb(colour: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
@@ -591,6 +650,8 @@ def _exif(image: Image.Image, notes: list[str]) -> dict[int, Any]:
             if tag in exif:
                 found[tag] = exif[tag]
         found[_TAKEN] = exif.get_ifd(ExifTags.IFD.Exif).get(_TAKEN, "")
+    except MemoryError:  # the same file must not come out upright or not, as the memory will have it
+        raise
     # Damaged EXIF raises as many types as damaged pixels, and must never cost the pixels.
     except Exception:
         notes.append("damaged EXIF ignored")
@@ -610,6 +671,17 @@ def _metadata(dpi: Any, exif: dict[int, Any]) -> Metadata:
         date=next((date for date in dates if _DATE.fullmatch(date)), None),
         make=_plain_text(exif.get(ExifTags.Base.Make)),
         model=_plain_text(exif.get(ExifTags.Base.Model)),
+    )
+
+
+def checked_metadata(metadata: Metadata) -> Metadata:
+    """What may be kept of metadata of unknown origin."""
+    date = str(metadata.date or "")
+    return Metadata(
+        dpi=_dpi(metadata.dpi),
+        date=date if _DATE.fullmatch(date) else None,
+        make=_plain_text(metadata.make),
+        model=_plain_text(metadata.model),
     )
 
 

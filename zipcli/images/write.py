@@ -13,18 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageChops
 
+from zipcli.config import Limits
 from zipcli.errors import InputError, OutputError, Reason, shown
-from zipcli.images.load import Limits, Metadata, Pixels, decode
+from zipcli.images.load import SUFFIXES as SUFFIXES
+from zipcli.images.load import Metadata, Pixels, decode
 
-# Formats that we write, and the suffixes under which people expect to find them.
-SUFFIXES = {
-    "PNG": (".png", ".apng"),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "WEBP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
-    "BMP": (".bmp", ".dib"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-}
 _IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | {".gif"}
 _WANTED = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 _MAX_SIDE = {"WEBP": 16_383, "JPEG": 65_500}

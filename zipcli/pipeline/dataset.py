@@ -9,7 +9,8 @@ from PIL import Image
 
 from zipcli.config import FolderConfig, check
 from zipcli.errors import ConfigError, Reason, shown
-from zipcli.images.load import Pixels, decode, read_file
+from zipcli.images.guard import decode
+from zipcli.images.load import Pixels, read_file
 from zipcli.pipeline.outcome import Outcome
 from zipcli.pipeline.plan import Entry, Plan, collisions, no_images
 from zipcli.registry import unknown_name

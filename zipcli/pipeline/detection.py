@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zipcli.classifiers import open_classifier
-from zipcli.config import DetectConfig, FolderConfig, check
+from zipcli.config import DetectConfig, FolderConfig, Limits, check
 from zipcli.detectors import DETECTORS
 from zipcli.detectors.calibration import MOST
 from zipcli.detectors.parts import Parts
 from zipcli.detectors.shipped import DIGESTS
 from zipcli.errors import InputError, NonFiniteError, OutputError, Reason, shown
-from zipcli.images.load import Pixels, declared_size, decode, read_file
+from zipcli.images.guard import declared_size, decode
+from zipcli.images.load import Pixels, read_file
 from zipcli.images.write import encode, publish
 from zipcli.models.loading import load_model
 from zipcli.pipeline.dataset import class_names, read_rgb
@@ -248,9 +249,11 @@ def detect_folder(
     Raises:
         ClassifierError: The classifier that the detector asks failed.
     """
+    load = functools.partial(_load, limits=plan.config.limits)
+    decode_ = functools.partial(_decode, limits=plan.config.limits)
     with ThreadPoolExecutor(plan.config.jobs, thread_name_prefix="zipcli") as pool:
-        loaded = map_ahead(pool, _load, plan.entries(), cost=_bytes, budget=READ_BYTES)
-        decoded = map_ahead(pool, _decode, loaded, cost=_pixels, budget=DECODED_PIXELS)
+        loaded = map_ahead(pool, load, plan.entries(), cost=_bytes, budget=READ_BYTES)
+        decoded = map_ahead(pool, decode_, loaded, cost=_pixels, budget=DECODED_PIXELS)
         for bunch in bunches(decoded, lambda item: item.pixels if isinstance(item, _Decoded) else None):
             check_stop()
             images = [item for item in bunch if isinstance(item, _Decoded)]
@@ -333,24 +336,24 @@ def write_map(verdict: Verdict, folder: Path, *, replace: bool) -> None:
     publish(data, folder, f"{verdict.path}.png", folder, replace=replace)
 
 
-def _load(entry: Entry | Outcome) -> _Loaded | Verdict:
+def _load(entry: Entry | Outcome, limits: Limits) -> _Loaded | Verdict:
     if isinstance(entry, Outcome):
         assert entry.state in ("skipped", "failed")
         state: Literal["skipped", "failed"] = "skipped" if entry.state == "skipped" else "failed"
         return Verdict(path=entry.path, state=state, reason=entry.reason, message=entry.message)
     try:
-        data = read_file(entry.source, name=shown(entry.path))
-        width, height = declared_size(data, shown(entry.path))
+        data = read_file(entry.source, limits, name=shown(entry.path))
+        width, height = declared_size(data, shown(entry.path), limits)
     except InputError as e:
         return Verdict(path=entry.path, state="failed", reason=e.reason, message=str(e))
     return _Loaded(entry=entry, data=data, pixels=width * height)
 
 
-def _decode(loaded: _Loaded | Verdict) -> _Decoded | Verdict:
+def _decode(loaded: _Loaded | Verdict, limits: Limits) -> _Decoded | Verdict:
     if isinstance(loaded, Verdict):
         return loaded
     try:
-        pixels = decode(loaded.data, shown(loaded.entry.path)).pixels
+        pixels = decode(loaded.data, shown(loaded.entry.path), limits).pixels
     except InputError as e:
         return Verdict(path=loaded.entry.path, state="failed", reason=e.reason, message=str(e))
     return _Decoded(entry=loaded.entry, pixels=pixels, sha256=hashlib.sha256(loaded.data).hexdigest())

@@ -1,6 +1,7 @@
 """Purifies a folder: loader, detector, tiler and sampler, writer; `stream` is the whole of it."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,8 @@ import numpy as np
 
 from zipcli.config import FolderConfig
 from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError, Reason, shown
-from zipcli.images.load import Picture, declared_size, decode
+from zipcli.images.guard import decode, glance
+from zipcli.images.load import Picture
 from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr
 from zipcli.pipeline.detection import bunches, score_all
 from zipcli.pipeline.outcome import Outcome, Summary
@@ -30,13 +32,17 @@ DECODED_PIXELS = 32 * 10**6
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """One file in memory; hash, size and pixels all come from the same bytes."""
+    """One file in memory; hash, size and pixels all come from the same bytes.
+
+    A small image is decoded already, as `picture`.
+    """
 
     entry: Entry
     data: bytes
     sha256: str
     pixels: int
     began: float
+    picture: Picture | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,17 +174,20 @@ class FolderRun:
                 return Outcome(path=entry.path, state="skipped", in_sha256=sha256, out_path=entry.target)
             # What is in the way although the plan found it free may be the same, from another run at
             # work where locks do not work: `publish` compares, and never replaces it.
-            width, height = declared_size(data, shown(entry.path))
+            seen = glance(data, shown(entry.path), self.config.limits)
         except InputError as e:
             if e.reason is Reason.EMPTY:
                 sha256 = hashlib.sha256(b"").hexdigest()
             return self.failed(entry, e, sha256)
-        return Loaded(entry=entry, data=data, sha256=sha256, pixels=width * height, began=began)
+        picture = seen if isinstance(seen, Picture) else None
+        pixels = seen.pixels.size if isinstance(seen, Picture) else math.prod(seen)
+        return Loaded(entry=entry, data=data, sha256=sha256, pixels=pixels, began=began, picture=picture)
 
     def decode(self, loaded: Loaded) -> Item | Outcome:
         """Decode one file from the bytes that were hashed."""
+        picture = loaded.picture
         try:
-            picture = decode(loaded.data, shown(loaded.entry.path))
+            picture = picture or decode(loaded.data, shown(loaded.entry.path), self.config.limits)
         except InputError as e:
             return self.failed(loaded.entry, e, loaded.sha256)
         return Item(entry=loaded.entry, sha256=loaded.sha256, picture=picture, began=loaded.began)

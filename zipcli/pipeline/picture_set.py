@@ -17,7 +17,8 @@ from torch import Tensor
 
 from zipcli.config import FolderConfig, TrainConfig, check
 from zipcli.errors import InputError, Reason, shown
-from zipcli.images.load import Pixels, decode, read_file
+from zipcli.images.guard import decode
+from zipcli.images.load import Pixels, read_file
 from zipcli.pipeline.plan import Entry, Plan, no_images
 from zipcli.training.data import ImageBank, Source
 

@@ -87,11 +87,11 @@ class Plan:
             InputError: It cannot be read.
         """
         try:
-            return read_file(entry.source, name=shown(entry.path))
+            return read_file(entry.source, self.config.limits, name=shown(entry.path))
         except InputError as e:
             if getattr(e.__cause__, "errno", None) not in (errno.EIO, errno.ESTALE):
                 raise
-        return read_file(entry.source, name=shown(entry.path))
+        return read_file(entry.source, self.config.limits, name=shown(entry.path))
 
     def _walk(self, ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:
         """Walk the tree; links to folders are not followed, so that no loop can hold us."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from zipcli.config import METHOD_SETTINGS, NoiseSchedule, PurifyConfig, check, purify_config
 from zipcli.errors import ConfigError, InputError, MemoryExhaustedError, NonFiniteError, Reason
 from zipcli.images.fit import fit, fitted_size, unfit
-from zipcli.images.load import decode, from_pil, read_file
+from zipcli.images.guard import decode
+from zipcli.images.load import from_pil, read_file
 from zipcli.methods import METHODS
 from zipcli.methods.grids import chain
 from zipcli.models.catalog import known_architecture

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from zipcli import __version__
-from zipcli.config import ReportConfig
+from zipcli.config import LIMITS, Limits, ReportConfig
 from zipcli.errors import ConfigError, InputError, Reason, shown
-from zipcli.images.load import Pixels, decode, read_file
+from zipcli.images.guard import decode
+from zipcli.images.load import Pixels, read_file
 from zipcli.images.write import publish
 from zipcli.pipeline.outcome import path_from_json
 from zipcli.pipeline.plan import check_folder
@@ -157,6 +158,14 @@ def make_report(
         notes=tuple(_notes(run, cards, pictures, is_there=is_there)),
         evaluations=evaluations,
     )
+
+
+def _limits(card: Card) -> Limits:
+    """A picture that was purified is shown as it was read, whatever the run was told to allow."""
+    if card.state not in ("done", "passed"):
+        return LIMITS
+    pixels = (card.width or 0) * (card.height or 0)
+    return Limits(max_pixels=max(LIMITS.max_pixels, pixels), frames="first", allow_truncated=True)
 
 
 def _pixels(card: Card) -> int:
@@ -334,10 +343,10 @@ class Pictures:
 
     def add(self, card: Card) -> Card:
         """The card with its pictures, and with why one is missing; called in any thread."""
-        before, before_missing = self._pixels(self.source, card.path, card.in_sha256)
+        before, before_missing = self._pixels(self.source, card.path, card.in_sha256, _limits(card))
         after, after_missing = None, None
         if card.state in ("done", "passed") and card.out_path is not None:
-            after, after_missing = self._pixels(self.out, card.out_path, card.out_sha256)
+            after, after_missing = self._pixels(self.out, card.out_path, card.out_sha256, _limits(card))
         is_small = all(max(p.shape) <= SMALL_SIDE for p in (before, after) if p is not None)
         shape = next((p.shape for p in (after, before) if p is not None), (card.height, card.width))
         card = replace(
@@ -361,7 +370,9 @@ class Pictures:
             card, difference=self._map(difference.max(axis=2)), change=round(float(difference.mean()), 3)
         )
 
-    def _pixels(self, folder: Path | None, path: str, sha256: str | None) -> tuple[Pixels | None, str | None]:
+    def _pixels(
+        self, folder: Path | None, path: str, sha256: str | None, limits: Limits
+    ) -> tuple[Pixels | None, str | None]:
         """The picture that the ledger knows by its digest, as (H, W, 3), or why there is none."""
         if sha256 is None:  # it was never read
             return None, None
@@ -371,7 +382,7 @@ class Pictures:
             data = read_file(folder / path, name=shown(path))
             if hashlib.sha256(data).hexdigest() != sha256:
                 return None, CHANGED
-            pixels = decode(data, shown(path)).pixels
+            pixels = decode(data, shown(path), limits).pixels
         except InputError as e:
             return None, GONE if e.reason is Reason.VANISHED else f"cannot be shown ({e.reason})"
         return (pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)), None

@@ -14,7 +14,6 @@ from typing import IO, Any, Self
 
 from zipcli.config import FolderConfig
 from zipcli.errors import InputError, Reason, shown
-from zipcli.images.load import LIMITS
 from zipcli.pipeline.outcome import Outcome
 from zipcli.pipeline.plan import Entry, lost, selects, target_of
 from zipcli.pipeline.resume import Decision
@@ -77,8 +76,8 @@ class TarSource:
             yield lost(name, Reason.NOT_A_FILE, "not a regular file")
         elif target in taken:
             yield lost(name, Reason.COLLISION, f"another image has become {shown(target)}", failed=True)
-        elif member.size > LIMITS.max_bytes:
-            message = f"{member.size:,} bytes are more than the limit of {LIMITS.max_bytes:,}"
+        elif member.size > self.config.limits.max_bytes:
+            message = f"{member.size:,} bytes are more than the limit of --max-bytes"
             yield lost(name, Reason.BOMB_BYTES, message, failed=True)
         else:
             taken.add(target)
