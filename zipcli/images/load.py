@@ -175,7 +175,7 @@ def declared_size(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[int,
         InputError: As `decode`, as far as the header tells.
     """
     check_data(data, name, limits)
-    with _pillow_switches(), _decoder_errors(name, data), _open(data, name) as image:
+    with _pillow_switches(), _decoder_errors(name, data), _open(data, name, limits) as image:
         _check_header(image, name, limits)
         return image.size
 
@@ -192,7 +192,7 @@ def check_data(data: bytes, name: str, limits: Limits) -> None:
 
 
 def _decode(data: bytes, name: str, limits: Limits, *, allow_truncated: bool) -> Picture:
-    with _pillow_switches(allow_truncated), _decoder_errors(name, data), _open(data, name) as image:
+    with _pillow_switches(allow_truncated), _decoder_errors(name, data), _open(data, name, limits) as image:
         _check_header(image, name, limits)
         return _picture(image, name, is_ours=True)
 
@@ -311,8 +311,12 @@ def _is_short_tiff(data: bytes) -> bool:
     return start >= 8 and len(data) < start + of_count + count * of_entry
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str, limits: Limits) -> Image.Image:
     """Read the header with the allowed decoders only; the extension plays no part."""
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X":
+        # Its decoder takes the memory of the whole canvas as soon as it is opened.
+        width, height = (1 + int.from_bytes(data[start : start + 3], "little") for start in (24, 27))
+        _check_size(width, height, name, limits)
     try:
         return Image.open(BytesIO(data), formats=ALLOWED_FORMATS)
     except UnidentifiedImageError as error:
@@ -375,15 +379,19 @@ def _not_identified(data: bytes, name: str) -> InputError:
     return InputError(Reason.UNIDENTIFIED, message)
 
 
-def _check_header(image: Image.Image, name: str, limits: Limits) -> None:
-    """Refuse what is too large, moves or has the wrong name, before pixels are decoded."""
-    width, height = image.size
+def _check_size(width: int, height: int, name: str, limits: Limits) -> None:
+    """Refuse a size, before anything of it is allocated."""
     if width * height > limits.max_pixels:
         message = f"{name}: {width:,} x {height:,} is more than the limit of {limits.max_pixels:,} pixels"
         raise InputError(Reason.BOMB_PIXELS, f"{message}; make it smaller first, or raise --max-pixels")
     if max(width, height) > limits.max_side:
         message = f"{name}: {width:,} x {height:,} is more than the limit of {limits.max_side:,} a side"
         raise InputError(Reason.BOMB_PIXELS, f"{message}; make it smaller first")
+
+
+def _check_header(image: Image.Image, name: str, limits: Limits) -> None:
+    """Refuse what is too large, moves or has the wrong name, before pixels are decoded."""
+    _check_size(*image.size, name, limits)
     if limits.frames == "one" and _has_frames(image):
         raise _several_frames(name)
     promised, actual = _PROMISES.get(PurePath(name).suffix.lower()), image.format
