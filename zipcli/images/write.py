@@ -268,6 +268,19 @@ def _open_folder(path: Path) -> int:
         raise _cannot_write(path, error) from error
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable where the file system can.
+
+    Raises:
+        OSError: It cannot be opened, or the disk fails.
+    """
+    descriptor = os.open(folder, _FOLDER_FLAGS)
+    try:
+        _sync_folder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _sync_folder(descriptor: int) -> None:
     """Make names durable where the file system can; some say EINVAL to the very question."""
     try:

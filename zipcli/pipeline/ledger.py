@@ -31,17 +31,20 @@ from typing import Any
 from zipcli import __version__
 from zipcli.config import Shard
 from zipcli.errors import InputError, OutputError, Reason, shown
-from zipcli.images.write import publish
+from zipcli.images.write import publish, sync_folder
 from zipcli.pipeline.lock import locked
+from zipcli.pipeline.looking import looking
 from zipcli.pipeline.outcome import Outcome, json_path
 from zipcli.pipeline.records import (
     WHOLE,
     Record,
     Records,
+    heal,
     ledger_file,
     lock_file,
     read_records,
     refuse_other_shards,
+    scratch_folder,
 )
 from zipcli.pipeline.resume import DECISIONS, Decision, Found, find, has_bytes, size_of
 from zipcli.pipeline.settings import (
@@ -91,10 +94,9 @@ class Ledger:
         self.source = source
         self.shard = shard
         self.folder = out / STATE_FOLDER
-        part = f"{shard.index:05}-of-{shard.count:05}"
-        self.scratch = self.folder / "tmp" / part
+        self.scratch = scratch_folder(out, shard)
         self._lock = lock_file(out, shard)
-        self._reserve = self.folder / f"reserve-{part}"
+        self._reserve = self.folder / f"reserve-{shard.index:05}-of-{shard.count:05}"
         self._file = ledger_file(out, shard)
         self.settings: dict[str, Any] = {}
         self.fingerprint = ""
@@ -167,10 +169,11 @@ class Ledger:
             LockedError: Another run holds the folder.
             OutputError: The folder cannot be written.
         """
-        if self.folder.is_symlink():
-            raise OutputError(
-                f"{self.folder}: is a link; remove it, our files must stay in the output folder"
-            )
+        with looking(self.folder, OutputError):
+            if self.folder.is_symlink():
+                raise OutputError(
+                    f"{self.folder}: is a link; remove it, our files must stay in the output folder"
+                )
         try:
             self.scratch.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -187,8 +190,12 @@ class Ledger:
                     self._sweep()
                 write_settings(self.out, self.settings, self.source, self.scratch, overwrite=self._overwrite)
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                if self.damaged_lines and self._file.exists():
+                    heal(self._file, self.scratch)
                 self._descriptor = os.open(self._file, flags, 0o666)
                 self._drop_torn_line()
+                for folder in (self.folder, self.out, self.out.absolute().parent):
+                    sync_folder(folder)  # no output may outlive the name of its ledger
                 self._keep_reserve()
             yield self
             self.sync()

@@ -9,8 +9,17 @@ from pathlib import Path
 from zipcli.config import Shard
 from zipcli.errors import ConfigError, OutputError, shown
 from zipcli.pipeline.lock import locked
-from zipcli.pipeline.records import WHOLE, Records, ledger_file, lock_file, shards_of
-from zipcli.pipeline.settings import STATE_FOLDER, read_state
+from zipcli.pipeline.records import (
+    WHOLE,
+    Records,
+    heal,
+    ledger_file,
+    lock_file,
+    read_records,
+    scratch_folder,
+    shards_of,
+)
+from zipcli.pipeline.settings import read_state
 
 
 def merge(out: Path) -> Records:
@@ -21,7 +30,7 @@ def merge(out: Path) -> Records:
 
     Raises:
         ConfigError: `out` was not written by zipcli, a shard has not run, two shards had the same image,
-            some outputs have other settings, or lines are damaged.
+            or some outputs have other settings.
         LockedError: A run is writing there.
         OutputError: The folder cannot be written.
     """
@@ -32,13 +41,16 @@ def merge(out: Path) -> Records:
             stack.enter_context(locked(lock_file(out, shard), out))
         parts = [shard for shard in shards if shard.count > 1]
         _refuse_incomplete(out, parts)
-        records = _joined(out, shards)
-        _refuse_mixed(out, records, fingerprint)
-        if parts:
-            try:
+        try:
+            scratch_folder(out, WHOLE).mkdir(parents=True, exist_ok=True)
+            _heal(out, shards)
+            records = _joined(out, shards)
+            _refuse_mixed(out, records, fingerprint)
+            if parts:
                 _write(out, shards)
-            except OSError as e:
-                raise OutputError(f"{shown(str(out))}: cannot write there: {e.strerror}") from e
+        except OSError as e:
+            raise OutputError(f"{shown(str(out))}: cannot write there: {e.strerror}") from e
+        if parts:
             for shard in parts:
                 ledger_file(out, shard).unlink()
                 lock_file(out, shard).unlink(missing_ok=True)
@@ -76,10 +88,15 @@ def _joined(out: Path, shards: list[Shard]) -> Records:
     return records
 
 
+def _heal(out: Path, shards: list[Shard]) -> None:
+    """Take damaged lines out; whoever runs `verify` afterwards sees which outputs they spoke of."""
+    for shard in shards:
+        if read_records(out, [shard]).damaged_lines:
+            heal(ledger_file(out, shard), scratch_folder(out, WHOLE))
+
+
 def _refuse_mixed(out: Path, records: Records, fingerprint: str) -> None:
     name = shown(str(out))
-    if records.damaged_lines:
-        raise ConfigError(f"{name}: {records.damaged_lines} damaged lines in the ledgers; purify again first")
     others = sum(r.is_finished and r.fingerprint != fingerprint for r in records.by_path.values())
     if others:
         raise ConfigError(f"{name}: {others} images have other settings than the folder; purify again first")
@@ -87,7 +104,7 @@ def _refuse_mixed(out: Path, records: Records, fingerprint: str) -> None:
 
 def _write(out: Path, shards: list[Shard]) -> None:
     target = ledger_file(out, WHOLE)
-    part = out / STATE_FOLDER / "tmp" / f"merged-{secrets.token_hex(8)}.part"
+    part = scratch_folder(out, WHOLE) / f"merged-{secrets.token_hex(8)}.part"
     try:
         with part.open("xb") as f:
             for shard in shards:

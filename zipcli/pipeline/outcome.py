@@ -117,6 +117,13 @@ def json_path(name: str, path: str) -> dict[str, str]:
 
 
 def path_from_json(record: dict[str, Any], name: str) -> str:
-    """The path that `json_path` wrote."""
+    """The path that `json_path` wrote.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: There is none, or none that a file could have.
+    """
     encoded = record.get(f"{name}_b64")
-    return os.fsdecode(base64.b64decode(encoded)) if encoded else str(record[name])
+    path = os.fsdecode(base64.b64decode(encoded)) if encoded else record[name]
+    if not isinstance(path, str) or b"\0" in os.fsencode(path):
+        raise ValueError("this is no path")
+    return path

@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from zipcli.config import FolderConfig
-from zipcli.errors import ConfigError, InputError, Reason, shown
+from zipcli.errors import ConfigError, InputError, OutputError, Reason, shown
 from zipcli.images.load import read_file
 from zipcli.images.write import output_name
+from zipcli.pipeline.looking import looking
 from zipcli.pipeline.outcome import Outcome
 
 
@@ -205,8 +206,13 @@ def folders_of(path: str) -> list[str]:
 
 
 def files_in_the_way(folders: Iterable[str], out: Path) -> list[str]:
-    """Find what lies in the output folder where a folder is needed."""
-    return sorted(f for f in folders if os.path.lexists(out / f) and not (out / f).is_dir())
+    """Find what lies in the output folder where a folder is needed.
+
+    Raises:
+        OutputError: Nobody can look there.
+    """
+    with looking(out, OutputError):
+        return sorted(f for f in folders if os.path.lexists(out / f) and not (out / f).is_dir())
 
 
 def check_folders(base: Path, out: Path, *, inside: bool = False) -> None:
@@ -221,9 +227,10 @@ def check_folders(base: Path, out: Path, *, inside: bool = False) -> None:
         ConfigError: The input is missing or no folder, or one folder lies inside the other.
     """
     check_folder(base, "; to purify one picture use: zipcli purify - - < IN > OUT")
-    if os.path.lexists(out) and not out.is_dir():
-        raise ConfigError(f"{shown(str(out))}: the output exists and is not a folder")
-    inner, outer = out.resolve(), base.resolve()
+    with looking(out, OutputError):
+        if os.path.lexists(out) and not out.is_dir():
+            raise ConfigError(f"{shown(str(out))}: the output exists and is not a folder")
+        inner, outer = out.resolve(), base.resolve()
     nestings = [(outer, inner, "the input folder lies inside the output folder")]
     if _same_file(base, out):
         nestings = [(outer, inner, "the output folder is the input folder")]
@@ -237,13 +244,12 @@ def check_folders(base: Path, out: Path, *, inside: bool = False) -> None:
 def check_folder(folder: Path, instead: str = "") -> None:
     """Refuse an input that is missing or no folder; `instead` says what to do with a single picture."""
     name = shown(str(folder))
-    try:
-        folder.stat()
-    except FileNotFoundError as e:
-        raise ConfigError(f"{name}: there is no such folder") from e
-    except OSError as e:
-        raise ConfigError(f"{name}: cannot look there: {e.strerror}") from e
-    if not folder.is_dir():
+    with looking(folder, ConfigError):
+        try:
+            status = folder.stat()
+        except FileNotFoundError as e:
+            raise ConfigError(f"{name}: there is no such folder") from e
+    if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{name}: not a folder{instead}")
 
 

@@ -7,6 +7,7 @@ shards is older than those of shards beside it: `merge` makes one of them all, a
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -16,10 +17,14 @@ from typing import Any
 
 from zipcli.config import Shard
 from zipcli.errors import ConfigError, OutputError, shown
+from zipcli.pipeline.looking import looking
 from zipcli.pipeline.outcome import path_from_json
 from zipcli.pipeline.settings import STATE_FOLDER, read_state
 
 WHOLE = Shard(index=1, count=1)
+
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What a line that is none of a ledger can raise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +59,7 @@ class Record:
 
 @dataclass
 class Records:
-    """The last record of each input, by its path, and how many lines could not be understood."""
+    """The last record of each input, by its path, and the lines that could not be understood."""
 
     by_path: dict[str, Record] = field(default_factory=dict)
     damaged_lines: int = 0
@@ -71,7 +76,7 @@ class Records:
                 for raw in lines:
                     try:
                         self.add(json.loads(raw))
-                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    except DAMAGE:
                         self.damaged_lines += raw.endswith(b"\n")
         except FileNotFoundError:
             pass
@@ -122,6 +127,43 @@ def ledger_file(out: Path, shard: Shard) -> Path:
     return out / STATE_FOLDER / f"ledger-{shard.index:05}-of-{shard.count:05}.jsonl"
 
 
+def heal(file: Path, scratch: Path) -> None:
+    """Take the lines out of a ledger that cannot be understood; they are kept in a file beside it.
+
+    What they said is not lost more than it was: an output that they spoke of is foreign now.
+
+    Args:
+        file: The ledger, of which we have the lock.
+        scratch: Where unfinished files may lie.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    good, bad = [], []
+    with file.open("rb") as lines:
+        for raw in lines:
+            try:
+                Records().add(json.loads(raw))
+            except DAMAGE:
+                bad.append(raw)
+            else:
+                good.append(raw)
+    with file.with_suffix(".damaged").open("ab") as kept:
+        kept.writelines(bad)
+        os.fsync(kept.fileno())
+    healed = scratch / f"{file.name}.part"
+    with healed.open("wb") as part:
+        part.writelines(good)
+        part.flush()
+        os.fsync(part.fileno())
+    healed.replace(file)
+
+
+def scratch_folder(out: Path, shard: Shard) -> Path:
+    """Where the files lie that a shard has not finished; the next run of it removes them."""
+    return out / STATE_FOLDER / "tmp" / f"{shard.index:05}-of-{shard.count:05}"
+
+
 def lock_file(out: Path, shard: Shard) -> Path:
     """What a run holds that works on a shard."""
     return out / STATE_FOLDER / f"lock-{shard.index:05}-of-{shard.count:05}"
@@ -130,7 +172,9 @@ def lock_file(out: Path, shard: Shard) -> Path:
 def shards_of(out: Path) -> list[Shard]:
     """The shards that have a ledger in an output folder; the one of runs without shards comes first."""
     found = []
-    for file in (out / STATE_FOLDER).glob("ledger-*.jsonl"):
+    with looking(out, OutputError):
+        files = list((out / STATE_FOLDER).glob("ledger-*.jsonl"))
+    for file in files:
         if name := re.fullmatch(r"ledger-(\d{5})-of-(\d{5})\.jsonl", file.name):
             index, count = int(name[1]), int(name[2])
             if 1 <= index <= count:

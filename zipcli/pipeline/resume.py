@@ -6,7 +6,8 @@ import hashlib
 from enum import Enum
 from pathlib import Path
 
-from zipcli.errors import OutputError, shown
+from zipcli.errors import OutputError
+from zipcli.pipeline.looking import looking
 from zipcli.pipeline.records import Record
 
 
@@ -84,12 +85,13 @@ def size_of(path: Path) -> int | None:
     Raises:
         OutputError: Nobody can look there.
     """
-    try:
-        return path.lstat().st_size
-    except OSError as e:
-        if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-            return None
-        raise OutputError(f"{shown(str(path))}: cannot look there: {e.strerror}") from e
+    with looking(path, OutputError):
+        try:
+            return path.lstat().st_size
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+                return None
+            raise
 
 
 def output_sha256(path: Path) -> str | None:
