@@ -13,7 +13,7 @@ from torch import Tensor
 from zipcli.config import DetectConfig, FolderConfig, NoiseSchedule, purify_config
 from zipcli.detectors import DETECTORS
 from zipcli.detectors.parts import Parts
-from zipcli.errors import ExitCode, InputError, MemoryExhaustedError, Reason, StoppedError
+from zipcli.errors import DeviceLostError, ExitCode, InputError, MemoryExhaustedError, Reason, StoppedError
 from zipcli.pipeline.folder import FolderRun
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
@@ -273,6 +273,7 @@ def test_what_needs_no_network_is_reported_as_it_comes(tmp_path: Path) -> None:
     assert len(pulled) == 1
 
 
+@pytest.mark.fault("F11")
 def test_a_batch_too_large_for_the_device_is_halved_with_the_same_result(tmp_path: Path) -> None:
     for n in range(6):
         save(tmp_path / "in", f"{n}.png", level=20 * n)
@@ -295,6 +296,52 @@ def test_a_batch_too_large_for_the_device_is_halved_with_the_same_result(tmp_pat
     for n in range(6):
         name = f"{n}.png"
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+
+
+@pytest.mark.fault("F11", "F14")
+def test_what_did_not_fit_is_remembered_and_tried_again_later(tmp_path: Path) -> None:
+    """Somebody else takes the memory of the device for a while."""
+    for n in range(200):
+        save(tmp_path / "in", f"{n:03}.png", level=n)
+    purify_pixels = Purifier.purify_pixels
+    asked: list[int] = []
+
+    def shared_device(self: Purifier, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        asked.append(len(images))
+        if len(images) > 2 and len(asked) < 40:
+            raise MemoryExhaustedError("not enough memory")
+        return purify_pixels(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Purifier, "purify_pixels", shared_device)
+        summary, _ = run(tmp_path / "in", tmp_path / "out", model=Calm(), settings={"batch_size": 8})
+    assert summary.counts == {"done": 200}
+    assert asked[:7] == [8, 4, 2, 2, 4, 2, 2]
+    assert set(asked[7:20]) == {2}, "what did not fit was tried again at once"
+    assert max(asked[-5:]) >= 4, "it did not grow back"
+
+
+@pytest.mark.fault("F12")
+def test_a_device_that_is_lost_ends_the_run_in_order_and_says_so(tmp_path: Path) -> None:
+    for n in range(6):
+        save(tmp_path / "in", f"{n}.png", level=20 * n)
+    calls = []
+
+    def illegal_access(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        if len(calls) > 25:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
+        return torch.zeros(len(x), dtype=torch.bool)
+
+    settings = {"batch_size": 1}
+    with pytest.raises(DeviceLostError, match=r"illegal memory access.*run the same command again") as caught:
+        run(tmp_path / "in", tmp_path / "out", model=Calm(illegal_access), settings=settings)
+    assert caught.value.exit_code == ExitCode.BUG
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.png")}
+    assert len(before) == 1
+    summary, _ = run(tmp_path / "in", tmp_path / "out", model=Calm(), settings=settings)
+    assert summary.counts == {"skipped": 1, "done": 5}
+    assert all((tmp_path / "out" / name).read_bytes() == data for name, data in before.items())
 
 
 def test_an_image_that_cannot_be_read_keeps_its_output(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_unknown_settings_and_models_suggest_the_nearest() -> None:
         Purifier.from_pretrained("bultin")
 
 
+@pytest.mark.fault("F13")
 def test_an_absent_device_is_an_error_and_never_a_silent_cpu_run() -> None:
     with pytest.raises(ConfigError, match=r"cuda:99|--device"):
         Purifier.from_pretrained(device="cuda:99")

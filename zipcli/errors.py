@@ -123,6 +123,10 @@ class MemoryExhaustedError(ZipcliError):
     exit_code = ExitCode.SOME_FAILED
 
 
+class DeviceLostError(ZipcliError):
+    """The device has failed and answers nothing any more; another process may find it well."""
+
+
 class NonFiniteError(ZipcliError):
     """A method produced NaN or infinity; `images` are the indices within the batch."""
 

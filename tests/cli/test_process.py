@@ -251,6 +251,7 @@ def test_a_picture_that_nobody_reads_exits_141(here: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-"])
+@pytest.mark.fault("F07")
 def test_a_closed_stream_that_is_not_needed_changes_nothing(here: Path, closed: str) -> None:
     pictures(here / "in", 2)
     done = run("purify", "in", "out", *BLUR, cwd=here, before=("sh", "-c", f'exec "$@" {closed}', "sh"))

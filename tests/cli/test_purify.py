@@ -613,6 +613,7 @@ def test_a_folder_whose_name_looks_like_an_option_works_after_two_dashes(here: P
 # Overwriting
 
 
+@pytest.mark.fault("F36")
 def test_a_foreign_file_in_the_way_exits_2_untouched(here: Path) -> None:
     picture(here / "in" / "a.png")
     picture(here / "in" / "b.png")
@@ -645,6 +646,7 @@ def test_overwrite_replaces_a_link_and_not_what_it_leads_to(here: Path) -> None:
     assert not (here / "out" / "a.png").is_symlink()
 
 
+@pytest.mark.fault("F35")
 def test_a_file_where_a_folder_must_be_exits_2_untouched(here: Path) -> None:
     picture(here / "in" / "a.png")
     picture(here / "in" / "sub" / "b.png")

@@ -28,4 +28,15 @@ def pick_device(name: str) -> torch.device:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of torch's means that the device or the machine has too little memory."""
     # On a CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(error)
+    words = ("can't allocate", "out of memory")
+    is_told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return is_told or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether an error of torch's means that the device fails at everything from now on.
+
+    After "an illegal memory access" or "unspecified launch failure" every call fails until the process ends.
+    """
+    lost = isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    return lost and not is_out_of_memory(error)

@@ -20,7 +20,7 @@ from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Entry
 from zipcli.pipeline.purifier import Purifier
 from zipcli.pipeline.resume import Decision
-from zipcli.pipeline.streams import Batches, map_through
+from zipcli.pipeline.streams import Batches, Room, map_through
 from zipcli.protocols import Detector
 
 READ_BYTES = 64 * 2**20
@@ -57,9 +57,19 @@ class Item:
     clean: np.ndarray | None = field(default=None, repr=False)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and, of a colour image, 3."""
+        return self.picture.pixels.shape
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.shape[0], self.shape[1]
+
+    @property
     def pixels(self) -> int:
         """Pixels of the image."""
-        return int(self.picture.pixels.shape[0] * self.picture.pixels.shape[1])
+        return math.prod(self.size)
 
 
 class Source(Protocol):
@@ -107,6 +117,7 @@ class FolderRun:
         self.purifier = purifier
         self.detector = detector
         self.sink = sink
+        self.room = Room()
         self._unreported: dict[str, Outcome] = {}
 
     def run(
@@ -225,8 +236,8 @@ class FolderRun:
     def purify(self, items: Iterable[Item | Outcome]) -> Iterator[Item | Outcome]:
         """Purify in batches of one size; what needs no purification overtakes."""
         batches: Batches[Item] = Batches(
-            key=lambda item: item.picture.pixels.shape,
-            count=lambda item: self.purifier.batch_size(item.picture.pixels.shape[:2]),
+            key=lambda item: item.shape,
+            count=lambda item: self.room.limit(item.shape, self.purifier.batch_size(item.size)),
             cost=lambda item: item.pixels,
             budget=DECODED_PIXELS,
         )
@@ -253,9 +264,11 @@ class FolderRun:
         except InputError as e:
             lost, error = set(range(len(batch))), e
         except MemoryExhaustedError as e:
+            self.room.exceeded(batch[0].shape, len(batch))
             lost = set() if len(batch) > 1 else {0}
             error = InputError(Reason.OUT_OF_MEMORY, str(e))
         else:
+            self.room.fitted(batch[0].shape)
             yield from (self.checked(item, pixels) for item, pixels in zip(batch, clean, strict=True))
             return
         # Past the handlers, so that the memory of the failed attempt is free again.

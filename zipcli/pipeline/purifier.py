@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from zipcli.config import METHOD_SETTINGS, NoiseSchedule, PurifyConfig, check, purify_config
-from zipcli.errors import ConfigError, InputError, MemoryExhaustedError, NonFiniteError, Reason
+from zipcli.errors import (
+    ConfigError,
+    DeviceLostError,
+    InputError,
+    MemoryExhaustedError,
+    NonFiniteError,
+    Reason,
+)
 from zipcli.images.fit import fit, fitted_size, unfit
 from zipcli.images.guard import decode
 from zipcli.images.load import from_pil, read_file
@@ -22,7 +29,7 @@ from zipcli.methods.grids import chain
 from zipcli.models.catalog import known_architecture
 from zipcli.models.hub import Listener
 from zipcli.models.loading import load_model
-from zipcli.pipeline.device import is_out_of_memory, pick_device
+from zipcli.pipeline.device import is_device_lost, is_out_of_memory, pick_device
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel, images_per_call
 from zipcli.protocols import EpsModel
 from zipcli.schedule import alpha_bars
@@ -259,6 +266,12 @@ class Purifier:
         try:
             clean = self._method(fitted, self._model, self._operators, self.config, noise=noise)
         except (MemoryError, RuntimeError) as e:
+            if is_device_lost(e):
+                what = " ".join(str(e).split())[:200]
+                raise DeviceLostError(
+                    f"device {self.device}: it has failed ({what}); what is written is complete; run the "
+                    "same command again"
+                ) from e
             if not is_out_of_memory(e):
                 raise
             height, width = x.shape[-2:]

@@ -1,6 +1,6 @@
 """Bounded streams: work in threads that stays in order, and images collected into batches."""
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
@@ -91,6 +91,38 @@ class Batches(Generic[T]):
         batch = self._waiting.pop(key)
         self._held -= sum(map(self._cost, batch))
         return batch
+
+
+class Room:
+    """How many items of a key fit into one batch, as far as the device has told.
+
+    Others may use the device, too: what was too much once is tried again after a while.
+    """
+
+    CALM = 16
+    """Batches that must fit before a larger one is tried."""
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self._most: dict[Hashable, int] = {}
+        self._fitted: Counter[Hashable] = Counter()
+
+    def limit(self, key: Hashable, wanted: int) -> int:
+        """The size of the next batch: what is wanted, or what fits."""
+        return min(wanted, self._most.get(key, wanted))
+
+    def exceeded(self, key: Hashable, count: int) -> None:
+        """A batch of `count` was too large."""
+        self._most[key] = max(1, count // 2)
+        self._fitted[key] = 0
+
+    def fitted(self, key: Hashable) -> None:
+        """A batch was not too large."""
+        if key in self._most:
+            self._fitted[key] += 1
+            if self._fitted[key] >= self.CALM:
+                self._most[key] *= 2
+                self._fitted[key] = 0
 
 
 def map_through(
