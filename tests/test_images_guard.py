@@ -223,7 +223,7 @@ def test_nothing_but_the_writer_decodes_in_the_process_that_holds_the_model() ->
 
 
 @pytest.mark.fault("F08")
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT, signal.SIGBUS])
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
 def test_a_crash_costs_one_image_and_the_worker_is_replaced(pool, mine, number) -> None:
     pid, future = at_work(pool, mine)
     os.kill(pid, number)
@@ -231,6 +231,15 @@ def test_a_crash_costs_one_image_and_the_worker_is_replaced(pool, mine, number) 
     assert outcome(pool.decode, GOOD) == outcome(load.decode, GOOD)
     assert mine() != {pid}
     assert len(mine()) == 1
+
+
+@pytest.mark.fault("F10")
+def test_a_worker_that_the_system_ends_was_short_of_memory(pool, mine) -> None:
+    """So does the kernel when memory runs out, and it takes workers first."""
+    pid, future = at_work(pool, mine)
+    os.kill(pid, signal.SIGKILL)
+    assert future.result(PATIENCE)[0] == Reason.OUT_OF_MEMORY
+    assert outcome(pool.decode, GOOD) == outcome(load.decode, GOOD)
 
 
 @pytest.mark.fault("F08")

@@ -1,7 +1,9 @@
 """A tar stream in, a tar stream out: `tar c in | zipcli purify --tar - - | tar x`."""
 
+import gzip
 import io
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -259,3 +261,49 @@ def test_a_picture_of_every_size_comes_out(here: Path) -> None:
     done = shell(f"tar c in | {FILTER} | tar t", here)
     assert sorted(done.stdout.decode().split()) == [f"in/{n}.png" for n in range(4)]
     assert sys.getfilesystemencoding() == "utf-8"
+
+
+def test_a_header_without_end_is_not_held_in_memory() -> None:
+    """A megabyte of gzip that unpacks to a name of a gigabyte."""
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 2**30
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1) as stream:
+        stream.write(member.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(2**7):
+            stream.write(bytes(2**23))
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30, 2 * 2**30))
+
+    done = run("purify", "--tar", "-", "-", *BLUR, input=packed.getvalue(), preexec_fn=limited)
+    assert done.returncode == 3, done.stderr
+    assert b"a header of 1,073,741,824 bytes" in done.stderr
+
+
+@pytest.mark.parametrize("mtime", ["1e300", "nan", "-1", "inf", "1e11"])
+def test_a_time_without_sense_costs_nothing(mtime: str) -> None:
+    member = tarfile.TarInfo("a.png")
+    member.pax_headers = {"mtime": mtime}
+    done = run("purify", "--tar", "-", "-", *BLUR, input=tar_of((member, png()), format=tarfile.PAX_FORMAT))
+    assert done.returncode == 0, done.stderr
+    assert list(members(done.stdout)) == ["a.png"]
+
+
+def test_headers_within_headers_end_the_stream_and_not_the_program() -> None:
+    chain = b""
+    for n in range(3000):
+        member = tarfile.TarInfo("././@LongLink")
+        member.type, member.size = tarfile.GNUTYPE_LONGNAME, 2
+        chain += member.tobuf(tarfile.GNU_FORMAT) + f"{n % 10}\0".encode().ljust(512, b"\0")
+    done = run("purify", "--tar", "-", "-", *BLUR, input=chain + tar_of(("a.png", png())))
+    assert done.returncode == 3
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("names", [("a.jpg", "a.png/b.png"), ("a.png/b.png", "a.jpg")])
+def test_a_file_and_a_folder_of_one_name_are_not_both_written(names: tuple[str, str]) -> None:
+    done = run("purify", "--tar", "-", "-", *BLUR, input=tar_of(*((name, png()) for name in names)))
+    assert done.returncode == 3
+    assert len(members(done.stdout)) == 1
+    assert b"failed (collision)" in done.stderr

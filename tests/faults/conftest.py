@@ -2,28 +2,40 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.conftest import as_user, finished, finished_run, here, small_disk  # noqa: F401  # fixtures
 from cli.shell import BLUR, ENVIRONMENT, pictures
 from faults.forked import Forks
 
 SCORES: list[str] = []
 
 
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """A command inside this process takes the signals over; undo it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """A server that has imported what `purify`, `verify` and `status` need."""
-    here = tmp_path_factory.mktemp("warm-up")
-    pictures(here / "in", 2)
+    folder = tmp_path_factory.mktemp("warm-up")
+    pictures(folder / "in", 2)
     with closing(Forks(ENVIRONMENT)) as server:
-        server.warm_up("purify", "in", "out", *BLUR, cwd=here)
-        server.warm_up("purify", "in", "prior", "--device", "cpu", "--steps", "20", cwd=here)
-        server.warm_up("verify", "out", cwd=here)
-        server.warm_up("status", "out", cwd=here)
+        server.warm_up("purify", "in", "out", *BLUR, cwd=folder)
+        server.warm_up("purify", "in", "prior", "--device", "cpu", "--steps", "20", cwd=folder)
+        server.warm_up("verify", "out", cwd=folder)
+        server.warm_up("status", "out", cwd=folder)
         yield server
 
 

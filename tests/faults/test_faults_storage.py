@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli.conftest import *  # noqa: F403  # fixtures
 from cli.shell import (
     BLUR,
     ENVIRONMENT,

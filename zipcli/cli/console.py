@@ -115,7 +115,7 @@ class Progress(AbstractContextManager["Progress"]):
         if more > 0 and self.verbosity < 1:
             say(f"... and {more} more failures; see the ledger in {out}/.zipcli")
         seconds = time.monotonic() - self.began
-        already = counts["skipped"] - sum(self.summary.reasons[r] for r in ("symlink", "not_a_file"))
+        already = self.summary.already
         parts = [f"purified {counts['done']}"]
         parts += [f"passed {counts['passed']}"] if counts["passed"] else []
         parts += [f"already done {already}"] if already else []

@@ -104,7 +104,7 @@ def merge(*, out: Path) -> int:
     and that all have the same settings, and makes one ledger of theirs; a run without --shard can go on
     then. No image is touched. Exit code 3 if images have failed, or are not finished.
     """
-    StopSignals()
+    StopSignals(grace=None)  # it takes a moment
     from zipcli.pipeline.merge import merge
 
     counts = Counter(record.state for record in merge(out).by_path.values())

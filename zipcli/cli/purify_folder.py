@@ -14,7 +14,7 @@ from zipcli.cli.detector_options import advice
 from zipcli.cli.downloads import model_listener
 from zipcli.cli.purify_stream import stdin
 from zipcli.cli.signals import StopSignals
-from zipcli.config import DetectConfig, FolderConfig, PurifyConfig
+from zipcli.config import DetectConfig, FolderConfig, PurifyConfig, check
 from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
 
 if TYPE_CHECKING:
@@ -53,6 +53,13 @@ class Wishes:
     dry_run: bool = False
     as_json: bool = False
     verbosity: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check(0 < self.settle <= A_DAY, f"settle: {self.settle} is not between 0 and {A_DAY} seconds")
+
+
+A_DAY = 24 * 60 * 60
 
 
 def purify_folder(

@@ -40,7 +40,7 @@ def purify_picture(config: PurifyConfig, files: FolderConfig, stop: StopSignals,
     from zipcli.images.write import encode, output_format
     from zipcli.pipeline.purifier import Purifier
 
-    data = stop.read(stdin())
+    data = stop.read(stdin(), files.limits.max_bytes)
     try:
         picture = decode(data, "standard input", files.limits)
         purifier = Purifier.from_config(config, model_listener(stop, quiet=not verbose))

@@ -1,5 +1,6 @@
 """Signals ask a run to stop; a second one, or a network that does not let go, stops it at once."""
 
+import math
 import os
 import select
 import signal
@@ -67,15 +68,16 @@ class StopSignals:
         select.select([self._stop], [], [], seconds)
         self.check()
 
-    def read(self, stream: IO[bytes]) -> bytes:
-        """Read a stream to its end, giving up as soon as a signal comes."""
+    def read(self, stream: IO[bytes], at_most: float = math.inf) -> bytes:
+        """Read a stream to its end or a little more than `at_most` bytes, until a signal comes."""
         try:
             descriptor = stream.fileno()
         except UnsupportedOperation:  # in memory: nothing to wait for
             return stream.read()
         parts: list[bytes] = []
-        while part := self.read_some(descriptor):
+        while at_most >= 0 and (part := self.read_some(descriptor)):
             parts.append(part)
+            at_most -= len(part)
         return b"".join(parts)
 
     def read_some(self, descriptor: int) -> bytes:
@@ -102,7 +104,9 @@ class StopSignals:
 
     def _end(self, code: ExitCode) -> None:
         with suppress(OSError):
-            os.write(2, f"{self.last_words}\n".encode(errors="replace"))
+            _, can_be_told, _ = select.select([], [2], [], 0)
+            if can_be_told:  # a full pipe would hold us
+                os.write(2, f"{self.last_words}\n".encode(errors="replace"))
         os._exit(int(code))
 
 

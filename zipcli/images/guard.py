@@ -1,7 +1,8 @@
-"""Decodes images in processes of their own, so that a hostile file can cost one image at most.
+"""Decodes images in processes of their own, so that a file that breaks its decoder costs one image.
 
-A decoder that crashes, hangs or takes too much memory takes its process along, and nothing else; one
-that a file has taken over finds no token, no model and nobody who believes what it says.
+A decoder that crashes, hangs or takes too much memory takes its process along, and nothing else. One
+that a file has taken over is handed no token and no model, and nothing it says is believed unchecked;
+but this is a fence and no sandbox.
 """
 
 import atexit
@@ -382,7 +383,8 @@ class Pool(AbstractContextManager["Pool"]):
             raise RuntimeError("the pool was closed while it decoded") from error
         if code == -signal.SIGXCPU:
             raise _timeout(name, limits) from error
-        if code == NO_MEMORY:
+        # Nobody but the system, for lack of memory, sends SIGKILL to a worker of ours.
+        if code in (NO_MEMORY, -signal.SIGKILL):
             raise out_of_memory(name) from error
         message = f"{name}: the decoder crashed; do not trust this file, or restore it from its source"
         raise InputError(Reason.DECODE_CRASH, message) from error

@@ -268,6 +268,17 @@ def _open_folder(path: Path) -> int:
         raise _cannot_write(path, error) from error
 
 
+def withdraw(root: Path, relative: str | PurePath) -> None:
+    """Remove `root / relative`, if it is there, without following symbolic links below `root`.
+
+    Raises:
+        OSError: That is not possible, or there are links on the way.
+    """
+    *folders, base = PurePath(relative).parts
+    with suppress(FileNotFoundError), _folder(root, folders) as folder:
+        os.unlink(base, dir_fd=folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable where the file system can.
 

@@ -163,7 +163,7 @@ class FolderRun:
     def find(self) -> Iterator[Entry | Outcome]:
         """Yield the files of the source, recording those that cannot be taken."""
         for entry in self.source.entries():
-            if isinstance(entry, Outcome):
+            if isinstance(entry, Outcome) and not entry.is_folder:
                 self._finish(entry)
             yield entry
 
@@ -281,13 +281,16 @@ class FolderRun:
 
     def purify_again(self, item: Item, error: InputError) -> Item | Outcome:
         """Purify an image in full precision that was lost to a short format; any other has failed."""
-        careful = self.purifier.in_float32() if error.reason is Reason.NONFINITE else None
-        if careful is None:
-            return self.failed(item.entry, error, item.sha256)
         try:
+            careful = self.purifier.in_float32() if error.reason is Reason.NONFINITE else None
+            if careful is None:
+                return self.failed(item.entry, error, item.sha256)
             (clean,) = careful.purify_pixels([item.picture.pixels])
         except NonFiniteError:
             return self.failed(item.entry, error, item.sha256)
+        except MemoryExhaustedError as e:
+            no_memory = InputError(Reason.OUT_OF_MEMORY, f"{error}; in float32 {e}")
+            return self.failed(item.entry, no_memory, item.sha256)
         notes = (*item.picture.notes, "purified in float32, since a shorter format overflowed")
         return self.checked(replace(item, picture=replace(item.picture, notes=notes)), clean)
 

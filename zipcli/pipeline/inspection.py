@@ -50,22 +50,27 @@ def verify(out: Path, check_stop: Callable[[], None] = lambda: None) -> Iterator
     if records.damaged_lines:
         raise ConfigError(
             f"{shown(str(out))}: {records.damaged_lines} damaged lines in the ledger, so nobody knows what "
-            "they said; run the same zipcli purify again, then verify"
+            f"they said; run {_healer(out)}, then verify"
         )
     ours = set()
     for path, record in sorted(records.by_path.items()):
         check_stop()
-        if record.out_path is None:
-            continue
-        ours.add(record.out_path)
-        finding = _verdict(out, path, record, record.out_path, fingerprint)
-        if finding is not None:
-            yield finding
+        for name in record.targets:
+            ours.add(name)
+            finding = _verdict(out, path, record, name, fingerprint)
+            if finding is not None:
+                yield finding
     for name in _images(out):
         check_stop()
         if name not in ours:
             message = "an image that no run here has written"
             yield Finding(out_path=name, path=None, state="foreign", message=message)
+
+
+def _healer(out: Path) -> str:
+    """The command that sets damaged lines aside: of several ledgers, nobody but `merge` has them all."""
+    has_shards = any(shard.count > 1 for shard in shards_of(out))
+    return f"zipcli merge {shown(str(out))}" if has_shards else "the same zipcli purify again"
 
 
 def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) -> Finding | None:
@@ -82,20 +87,21 @@ def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) 
         return finding("missing", "it was written, and is not there any more")
     except OSError as e:
         return finding("unreadable", f"{e.strerror}")
-    if record.state == "started":
+    output = record.output
+    if name == record.claim or output is None:
         return finding("unfinished", "begun and not finished; run the same zipcli purify again")
+    if output.fingerprint != fingerprint:
+        return finding("other-settings", "purified with other settings than the folder has now")
     if not record.is_finished:
-        return finding("outdated", "of an earlier version of its input, which has failed since")
-    if not stat.S_ISREG(status.st_mode) or status.st_size != record.out_bytes:
+        return finding("outdated", "its input has failed since; it may be of an earlier version")
+    if not stat.S_ISREG(status.st_mode) or status.st_size != output.bytes:
         return finding("changed", "not the file that was written")
     try:
         sha256 = output_sha256(out / name)
     except OSError as e:
         return finding("unreadable", f"{e.strerror}")
-    if sha256 != record.out_sha256:
+    if sha256 != output.sha256:
         return finding("changed", "not the bytes that were written")
-    if record.fingerprint != fingerprint:
-        return finding("other-settings", "purified with other settings than the folder has now")
     return finding("intact")
 
 
@@ -123,7 +129,7 @@ def status(out: Path) -> dict[str, Any]:
     """
     state, read = read_state(out), read_records(out)
     records = read.by_path.values()
-    finished = [record for record in records if record.is_finished]
+    outputs = [record.output for record in records if record.is_finished and record.output]
     times = sorted(record.time for record in records if record.time)
     shards = [_shard_status(out, shard) for shard in shards_of(out)]
     return {
@@ -134,8 +140,8 @@ def status(out: Path) -> dict[str, Any]:
         "fingerprint": state.fingerprint,
         "counts": _counts(read),
         "reasons": dict(Counter(r.reason for r in records if r.reason)),
-        "other_settings": sum(record.fingerprint != state.fingerprint for record in finished),
-        "out_bytes": sum(record.out_bytes or 0 for record in finished),
+        "other_settings": sum(output.fingerprint != state.fingerprint for output in outputs),
+        "out_bytes": sum(output.bytes or 0 for output in outputs),
         "first": times[0] if times else None,
         "last": times[-1] if times else None,
         "damaged_lines": read.damaged_lines,

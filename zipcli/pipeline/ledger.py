@@ -30,9 +30,9 @@ from typing import Any
 
 from zipcli import __version__
 from zipcli.config import Shard
-from zipcli.errors import InputError, OutputError, Reason, shown
-from zipcli.images.write import publish, sync_folder
-from zipcli.pipeline.lock import locked
+from zipcli.errors import InputError, LockedError, OutputError, Reason, shown
+from zipcli.images.write import publish, sync_folder, withdraw
+from zipcli.pipeline.lock import holder, locked
 from zipcli.pipeline.looking import looking
 from zipcli.pipeline.outcome import Outcome, json_path
 from zipcli.pipeline.records import (
@@ -42,6 +42,7 @@ from zipcli.pipeline.records import (
     heal,
     ledger_file,
     lock_file,
+    locks_of,
     read_records,
     refuse_other_shards,
     scratch_folder,
@@ -51,6 +52,7 @@ from zipcli.pipeline.settings import (
     STATE_FOLDER,
     complete,
     fingerprint,
+    has_settings,
     refuse_other_settings,
     write_settings,
 )
@@ -103,6 +105,7 @@ class Ledger:
         self.took_over: str | None = None
         self._overwrite = False
         self._known = self._read()
+        self._published: dict[str, str] = {}
         self._write_lock = threading.Lock()
         self._descriptor = -1
 
@@ -154,7 +157,7 @@ class Ledger:
     def owns(self, path: str, target: str) -> bool:
         """Whether an output, should it exist, was written by us for this input."""
         record = self.records.get(path)
-        return record is not None and record.out_path == target
+        return record is not None and target in record.targets
 
     @contextlib.contextmanager
     def open(self, *, force: bool = False) -> Iterator["Ledger"]:
@@ -170,10 +173,12 @@ class Ledger:
             OutputError: The folder cannot be written.
         """
         with looking(self.folder, OutputError):
-            if self.folder.is_symlink():
-                raise OutputError(
-                    f"{self.folder}: is a link; remove it, our files must stay in the output folder"
-                )
+            for folder in (self.folder, self.scratch.parent, self.scratch):
+                if folder.is_symlink():
+                    name = shown(str(folder))
+                    raise OutputError(
+                        f"{name}: is a link; remove it, our files must stay in the output folder"
+                    )
         try:
             self.scratch.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -186,10 +191,11 @@ class Ledger:
             with self._reporting():
                 self._known = self._read()  # another run may have ended since we looked
                 self._refuse_other_settings()
+                self._refuse_company()
                 if not force:
                     self._sweep()
                 write_settings(self.out, self.settings, self.source, self.scratch, overwrite=self._overwrite)
-                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
                 if self.damaged_lines and self._file.exists():
                     heal(self._file, self.scratch)
                 self._descriptor = os.open(self._file, flags, 0o666)
@@ -206,6 +212,18 @@ class Ledger:
                 with contextlib.suppress(OSError):
                     self._reserve.unlink(missing_ok=True)
 
+    def _refuse_company(self) -> None:
+        """Refuse to work beside runs that divide the folder in another way, or to change their settings.
+
+        Each run has its own lock by then: of two that come at once, at least one sees the other.
+        """
+        changes = self._overwrite and not has_settings(self.out, self.settings)
+        for shard in locks_of(self.out):
+            is_peer = shard.count == self.shard.count and not changes
+            if shard != self.shard and not is_peer and (who := holder(lock_file(self.out, shard))):
+                whose = "a run without --shard" if shard == WHOLE else f"shard {shard}"
+                raise LockedError(f"{shown(str(self.out))}: {whose} is writing there ({who}); wait for it")
+
     def _read(self) -> Records:
         """Read our lines, and those of the runs before there were shards."""
         refuse_other_shards(self.out, self.shard)
@@ -219,7 +237,8 @@ class Ledger:
     def _keep_reserve(self) -> None:
         """Take some room while there is some; without it, the lines of the last images could be lost."""
         try:
-            with self._reserve.open("wb") as f:
+            self._reserve.unlink(missing_ok=True)
+            with self._reserve.open("xb") as f:
                 f.write(bytes(RESERVE_BYTES))
         except OSError as e:
             self._reserve.unlink(missing_ok=True)
@@ -237,10 +256,17 @@ class Ledger:
         """Make an output appear whole under its name, durably; its image is `started`.
 
         Raises:
-            InputError: Something that is not ours is in the way, or the name is not possible there.
+            InputError: Something that is not ours or that this run has written for another input is in
+                the way, or the name is not possible there.
             OutputError: The folder cannot be written.
         """
         may_replace = self._overwrite or self.owns(path, target)
+        if self._overwrite:  # which is for what others wrote, and not for what we have just written
+            with self._write_lock:
+                first = self._published.setdefault(target, path)
+            if first != path:
+                message = f"{shown(path)}: {shown(first)} has become {shown(target)} already; rename one"
+                raise InputError(Reason.COLLISION, message)
         try:
             publish(data, self.out, target, self.scratch, replace=may_replace)
         except InputError as e:
@@ -255,25 +281,30 @@ class Ledger:
             self._known.add(line)
 
     def retract(self, path: str, target: str, in_sha256: str | None) -> None:
-        """Remove our own output of another version of an input that now fails.
+        """Remove our own output of an input that now fails, where it is not of this very version.
 
-        It would pass for the current version. What somebody has edited stays, and so does the
-        output of an input that cannot be read, which may well be unchanged.
+        It would pass for the current one. What somebody has edited stays, and so does the output of
+        an input that cannot be read, which may well be unchanged.
         """
         record = self.records.get(path)
-        if record is None or record.out_path != target or in_sha256 in (None, record.in_sha256):
+        size = size_of(self.out / target)
+        if record is None or target not in record.targets or in_sha256 is None or size is None:
             return
-        if size_of(self.out / target) == record.out_bytes:
-            with self._reporting():
-                (self.out / target).unlink(missing_ok=True)
+        output = record.output
+        if output is not None and output.path == target and output.bytes == size:
+            if (output.in_sha256, output.fingerprint) == (in_sha256, self.fingerprint):
+                return
+        elif record.claim != target:
+            return
+        with self._reporting():
+            withdraw(self.out, target)
 
     def stale(self) -> int:
         """Count the outputs that this run left behind with other settings."""
         return sum(
-            record.fingerprint != self.fingerprint
-            and record.is_finished
-            and record.out_path is not None
-            and size_of(self.out / record.out_path) is not None
+            record.output is not None
+            and record.output.fingerprint != self.fingerprint
+            and size_of(self.out / record.output.path) is not None
             for record in self.records.values()
         )
 

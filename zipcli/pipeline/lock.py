@@ -55,7 +55,8 @@ def _started(pid: int) -> str | None:
     """What tells a process from an earlier one of its number; None where there is none."""
     try:
         # Behind the name, which may hold anything: field 22 is the start, in ticks since the boot.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19] + _boot()
+        words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return words[19].decode() + _boot()
     except FileNotFoundError:
         if os.path.isdir("/proc/self"):  # noqa: PTH112
             return None
@@ -115,15 +116,13 @@ def locked(file: Path, what: Path, *, force: bool = False, remedy: str | None = 
         LockedError: Another process holds it, or may hold it.
         OutputError: It cannot be made.
     """
-    descriptor = _open(file, what)
+    descriptor, is_taken = _acquire(file, what)
     try:
-        is_taken = _take_soon(descriptor)
         owner = _recorded(descriptor)
         if is_taken is False and force and not (owner and owner.is_alive):
             file.unlink(missing_ok=True)  # a lock on a file without a name stops nobody
             os.close(descriptor)
-            descriptor = _open(file, what)
-            is_taken = _take_soon(descriptor)
+            descriptor, is_taken = _acquire(file, what)
         if is_taken is False or not (_is_gone(owner, force=force) or (is_taken and _works(file))):
             raise LockedError(_refusal(owner, what, remedy or f"remove {shown(str(file))}"))
         _record(descriptor, json.dumps(asdict(this_process())))
@@ -135,9 +134,29 @@ def locked(file: Path, what: Path, *, force: bool = False, remedy: str | None = 
         os.close(descriptor)
 
 
+def _acquire(file: Path, what: Path) -> tuple[int, bool | None]:
+    """Open a lock and try to take it: its descriptor, and whether it is ours (None where nobody can tell)."""
+    while True:
+        descriptor = _open(file, what)
+        is_taken = _take_soon(descriptor)
+        if not is_taken or _is_still(file, descriptor):
+            return descriptor, is_taken
+        os.close(descriptor)  # its owner has removed it: who comes next would make a new one
+
+
+def _is_still(file: Path, descriptor: int) -> bool:
+    """Whether a name still leads to the file that we have open."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+    except OSError:  # a disk that does not answer; the next call will say so
+        return True
+
+
 def _open(file: Path, what: Path) -> int:
     try:
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as e:
         raise OutputError(f"{shown(str(what))}: cannot write there: {e.strerror}") from e
 

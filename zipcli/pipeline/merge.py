@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zipcli.config import Shard
 from zipcli.errors import ConfigError, OutputError, shown
+from zipcli.images.write import sync_folder
 from zipcli.pipeline.lock import locked
 from zipcli.pipeline.records import (
     WHOLE,
@@ -19,7 +20,7 @@ from zipcli.pipeline.records import (
     scratch_folder,
     shards_of,
 )
-from zipcli.pipeline.settings import read_state
+from zipcli.pipeline.settings import STATE_FOLDER, read_state
 
 
 def merge(out: Path) -> Records:
@@ -40,21 +41,35 @@ def merge(out: Path) -> Records:
         for shard in dict.fromkeys((WHOLE, *shards)):
             stack.enter_context(locked(lock_file(out, shard), out))
         parts = [shard for shard in shards if shard.count > 1]
-        _refuse_incomplete(out, parts)
+        is_merged = _are_merged(out, parts)
+        if not is_merged:
+            _refuse_incomplete(out, parts)
         try:
             scratch_folder(out, WHOLE).mkdir(parents=True, exist_ok=True)
             _heal(out, shards)
             records = _joined(out, shards)
             _refuse_mixed(out, records, fingerprint)
-            if parts:
+            if parts and not is_merged:
                 _write(out, shards)
+                sync_folder(out / STATE_FOLDER)  # before the parts go
         except OSError as e:
             raise OutputError(f"{shown(str(out))}: cannot write there: {e.strerror}") from e
         if parts:
             for shard in parts:
                 ledger_file(out, shard).unlink()
-                lock_file(out, shard).unlink(missing_ok=True)
     return records
+
+
+def _are_merged(out: Path, parts: list[Shard]) -> bool:
+    """Whether a merge that was interrupted has joined these ledgers, and not removed them yet."""
+    try:
+        whole = ledger_file(out, WHOLE).read_bytes()
+        ledgers = [ledger_file(out, shard).read_bytes() for shard in parts]
+        return any(ledgers) and all(ledger in whole for ledger in ledgers)
+    except FileNotFoundError:
+        return False
+    except OSError as e:
+        raise OutputError(f"{shown(str(out))}: cannot read the ledgers: {e.strerror}") from e
 
 
 def _refuse_incomplete(out: Path, parts: list[Shard]) -> None:
@@ -97,7 +112,8 @@ def _heal(out: Path, shards: list[Shard]) -> None:
 
 def _refuse_mixed(out: Path, records: Records, fingerprint: str) -> None:
     name = shown(str(out))
-    others = sum(r.is_finished and r.fingerprint != fingerprint for r in records.by_path.values())
+    finished = [r.output for r in records.by_path.values() if r.is_finished and r.output]
+    others = sum(output.fingerprint != fingerprint for output in finished)
     if others:
         raise ConfigError(f"{name}: {others} images have other settings than the folder; purify again first")
 

@@ -34,6 +34,7 @@ class Outcome:
         lossy: Whether the output format loses detail.
         score: Of the detector.
         threshold: Score from which the detector calls an image suspicious.
+        is_folder: Whether it is a folder that cannot be listed; the ledger speaks of images alone.
         notes: What was changed in reading ("alpha flattened on white").
     """
 
@@ -54,6 +55,7 @@ class Outcome:
     lossy: bool | None = None
     score: float | None = None
     threshold: float | None = None
+    is_folder: bool | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,15 +81,20 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Counts of a run: found = done + passed + skipped + failed; `ignored` files are no images."""
+    """Counts of a run: found = done + passed + skipped + failed.
+
+    Of those that are skipped, `already` were done by an earlier run; `ignored` files are no images.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     ignored: int = 0
+    already: int = 0
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
         self.counts[outcome.state] += 1
+        self.already += outcome.state == "skipped" and outcome.reason is None
         if outcome.reason:
             self.reasons[outcome.reason] += 1
 
@@ -123,7 +130,7 @@ def path_from_json(record: dict[str, Any], name: str) -> str:
         ValueError, KeyError, TypeError, AttributeError: There is none, or none that a file could have.
     """
     encoded = record.get(f"{name}_b64")
-    path = os.fsdecode(base64.b64decode(encoded)) if encoded else record[name]
-    if not isinstance(path, str) or b"\0" in os.fsencode(path):
+    raw: bytes = base64.b64decode(encoded) if encoded else record[name].encode()
+    if b"\0" in raw:
         raise ValueError("this is no path")
-    return path
+    return os.fsdecode(raw)

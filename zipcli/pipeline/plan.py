@@ -104,7 +104,7 @@ class Plan:
                     found = sorted(scan, key=lambda e: os.fsencode(e.name))
             except OSError as e:
                 message = f"cannot list the folder: {e.strerror}"
-                yield lost(folder or ".", _reason(e), message, failed=True)
+                yield replace(lost(folder or ".", _reason(e), message, failed=True), is_folder=True)
                 continue
             inner = []
             for item in found:
@@ -135,7 +135,8 @@ class Plan:
         is_link = os.path.islink(source)  # noqa: PTH114  # never raises, whatever the name
         try:
             status = source.stat()
-            inside = not is_link or source.resolve().is_relative_to(self.base.resolve())
+            # A folder on the way may be a link, too, but the walk does not follow those.
+            inside = not (is_link or named) or source.resolve().is_relative_to(self.base.resolve())
         except (OSError, RuntimeError, ValueError) as e:
             if is_link:
                 return lost(path, Reason.SYMLINK, "a link that leads nowhere", failed=named)

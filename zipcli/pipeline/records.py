@@ -28,33 +28,52 @@ DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """The last line about one input.
+class Output:
+    """An output that was finished, and what it was made of.
 
     Attributes:
-        state: started, done, passed, skipped or failed.
-        fingerprint: Of the settings then.
+        path: Where it is, relative to the output folder.
+        bytes: Its size.
+        sha256: Its digest.
         in_sha256: Digest of the input.
-        out_path: The output that is ours, relative to the output folder, whatever the state.
-        out_bytes: Its size.
-        out_sha256: Its digest.
+        fingerprint: Of the settings.
+    """
+
+    path: str
+    bytes: int | None
+    sha256: str | None
+    in_sha256: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What the ledger says of one input.
+
+    Attributes:
+        state: started, done, passed, skipped or failed: what was said last.
         reason: Why the image was skipped or failed.
-        time: When the line was written, in ISO 8601.
+        time: When that was written, in ISO 8601.
+        output: The last one that was finished; it may be of another version of the input.
+        claim: Where a run has started to write, and nobody knows how far it came; None when it has ended.
     """
 
     state: str
-    fingerprint: str
-    in_sha256: str | None
-    out_path: str | None
-    out_bytes: int | None
-    out_sha256: str | None = None
     reason: str | None = None
     time: str | None = None
+    output: Output | None = None
+    claim: str | None = None
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has an output that is complete."""
+        """Whether the image was done, and nothing has happened to it since."""
         return self.state in ("done", "passed")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names in the output folder that are ours."""
+        finished = self.output.path if self.output else None
+        return tuple(dict.fromkeys(path for path in (self.claim, finished) if path is not None))
 
 
 @dataclass
@@ -63,7 +82,6 @@ class Records:
 
     by_path: dict[str, Record] = field(default_factory=dict)
     damaged_lines: int = 0
-    _owned_before: dict[str, str | None] = field(default_factory=dict, repr=False)
 
     def read(self, file: Path) -> None:
         """Add the lines of one ledger; half a line at its end says nothing and is no damage.
@@ -86,36 +104,39 @@ class Records:
     def add(self, line: dict[str, Any]) -> None:
         """Add one line.
 
-        A start makes the output ours, since a crash may follow; a failure gives back what was
-        not ours before, since nothing was written.
+        A start makes the output ours, since a crash may follow; a failure gives that back, since
+        nothing was written.
 
         Raises:
             ValueError, KeyError, TypeError, AttributeError: It is no line of a ledger.
         """
-        path, state = path_from_json(line, "path"), str(line["state"])
+        path, state = path_from_json(line, "path"), sys.intern(str(line["state"]))
         last = self.by_path.get(path)
-        owned = last.out_path if last else None
-        size = last.out_bytes if last else None
-        digest = last.out_sha256 if last else None
+        output, claim = (last.output, last.claim) if last else (None, None)
         if state == "started":
-            self._owned_before[path] = owned
-        if "out_path" in line:
-            owned = path_from_json(line, "out_path")
-            size, digest = line.get("out_bytes", size), line.get("out_sha256", digest)
+            claim = path_from_json(line, "out_path")
+        elif state in ("done", "passed"):
+            output, claim = _output(line), None
         elif state == "failed":
-            owned = self._owned_before.get(path, owned)
-        if state in ("done", "passed"):
-            self._owned_before.pop(path, None)
+            claim = None
         self.by_path[path] = Record(
-            state=sys.intern(state),  # there may be a million records
-            fingerprint=sys.intern(str(line["fingerprint"])),
-            in_sha256=_text(line.get("in_sha256")),
-            out_path=owned,
-            out_bytes=size if isinstance(size, int) else None,
-            out_sha256=_text(digest),
+            state=state,
             reason=_text(line.get("reason")),
             time=_text(line.get("time")),
+            output=output,
+            claim=claim,
         )
+
+
+def _output(line: dict[str, Any]) -> Output:
+    size = line.get("out_bytes")
+    return Output(
+        path=path_from_json(line, "out_path"),
+        bytes=size if isinstance(size, int) else None,
+        sha256=_text(line.get("out_sha256")),
+        in_sha256=_text(line.get("in_sha256")),
+        fingerprint=sys.intern(str(line["fingerprint"])),  # there may be a million of them
+    )
 
 
 def _text(value: object) -> str | None:
@@ -148,7 +169,7 @@ def heal(file: Path, scratch: Path) -> None:
                 bad.append(raw)
             else:
                 good.append(raw)
-    with file.with_suffix(".damaged").open("ab") as kept:
+    with open(file.with_suffix(".damaged"), "ab", opener=_open_no_link) as kept:
         kept.writelines(bad)
         os.fsync(kept.fileno())
     healed = scratch / f"{file.name}.part"
@@ -157,6 +178,10 @@ def heal(file: Path, scratch: Path) -> None:
         part.flush()
         os.fsync(part.fileno())
     healed.replace(file)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def scratch_folder(out: Path, shard: Shard) -> Path:
@@ -170,15 +195,31 @@ def lock_file(out: Path, shard: Shard) -> Path:
 
 
 def shards_of(out: Path) -> list[Shard]:
-    """The shards that have a ledger in an output folder; the one of runs without shards comes first."""
-    found = []
+    """The shards that have a ledger in an output folder; the one of runs without shards comes first.
+
+    Raises:
+        OutputError: Nobody can look there.
+    """
+    return _shards_with(out, "ledger-", ".jsonl")
+
+
+def locks_of(out: Path) -> list[Shard]:
+    """The shards that have or had a lock in an output folder.
+
+    Raises:
+        OutputError: Nobody can look there.
+    """
+    return _shards_with(out, "lock-", "")
+
+
+def _shards_with(out: Path, prefix: str, suffix: str) -> list[Shard]:
     with looking(out, OutputError):
-        files = list((out / STATE_FOLDER).glob("ledger-*.jsonl"))
+        files = list((out / STATE_FOLDER).glob(f"{prefix}*{suffix}"))
+    found = []
     for file in files:
-        if name := re.fullmatch(r"ledger-(\d{5})-of-(\d{5})\.jsonl", file.name):
-            index, count = int(name[1]), int(name[2])
-            if 1 <= index <= count:
-                found.append(Shard(index=index, count=count))
+        numbers = re.fullmatch(r"(\d{5})-of-(\d{5})", file.name.removeprefix(prefix).removesuffix(suffix))
+        if numbers and 1 <= int(numbers[1]) <= int(numbers[2]):
+            found.append(Shard(index=int(numbers[1]), count=int(numbers[2])))
     return sorted(found, key=lambda shard: (shard.count, shard.index))
 
 

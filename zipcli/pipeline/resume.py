@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import stat
 from enum import Enum
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Found(Enum):
 
     NO_OUTPUT = "there is no file at the name of the output"
     FOREIGN = "there is one, and the ledger does not say that it is ours"
-    UNFINISHED = "the image was started, or has failed since, or was skipped"
+    UNFINISHED = "it is ours; the image was started, or has failed since, or was skipped"
     OTHER_SETTINGS = "it was purified with other settings"
     OTHER_INPUT = "it was purified from other bytes"
     OTHER_SIZE = "the output has not the size that was written"
@@ -64,30 +65,32 @@ def find(
     size = size_of(out / target)
     if size is None:
         return Found.NO_OUTPUT
-    if record is None or record.out_path != target:
+    if record is None or target not in record.targets:
         return Found.FOREIGN
-    if not record.is_finished:
+    output = record.output
+    if not record.is_finished or output is None or output.path != target:
         return Found.UNFINISHED
-    if record.fingerprint != fingerprint:
+    if output.fingerprint != fingerprint:
         return Found.OTHER_SETTINGS
-    if in_sha256 not in (None, record.in_sha256):
+    if in_sha256 not in (None, output.in_sha256):
         return Found.OTHER_INPUT
-    if size != record.out_bytes:
+    if size != output.bytes:
         return Found.OTHER_SIZE
-    if paranoid and not _has_digest(out / target, record.out_sha256):
+    if paranoid and not _has_digest(out / target, output.sha256):
         return Found.OTHER_BYTES
     return Found.INTACT
 
 
 def size_of(path: Path) -> int | None:
-    """Size of a file, or None where there is none; a link counts as a file of no size.
+    """Size of a file, or None where there is none; -1 for what is no file, such as a link.
 
     Raises:
         OutputError: Nobody can look there.
     """
     with looking(path, OutputError):
         try:
-            return path.lstat().st_size
+            status = path.lstat()
+            return status.st_size if stat.S_ISREG(status.st_mode) else -1
         except OSError as e:
             if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
                 return None

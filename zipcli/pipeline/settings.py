@@ -85,6 +85,16 @@ def fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def has_settings(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether a folder has these settings, or none yet."""
+    if not os.path.lexists(out / STATE_FOLDER / "run.json"):
+        return True
+    try:
+        return read_state(out).settings == settings
+    except ConfigError:
+        return False
+
+
 def refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on in a folder of other settings.
 

@@ -15,10 +15,20 @@ from typing import IO, Any, Self
 from zipcli.config import FolderConfig
 from zipcli.errors import InputError, Reason, shown
 from zipcli.pipeline.outcome import Outcome
-from zipcli.pipeline.plan import Entry, lost, selects, target_of
+from zipcli.pipeline.plan import Entry, folders_of, lost, selects, target_of
 from zipcli.pipeline.resume import Decision
 
-_BROKEN = (tarfile.TarError, EOFError, ValueError, OSError, zlib.error, lzma.LZMAError)
+_BROKEN = (tarfile.TarError, EOFError, ValueError, OSError, RecursionError, zlib.error, lzma.LZMAError)
+
+_EXTENSIONS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+EXTENSION_BYTES = 2**20
+"""Most bytes of a header that says more about a member, such as a long name; it is held in memory."""
+
+LATEST = 2**33
+"""Seconds since 1970 that the header of a tar file has room for."""
 
 
 class TarSource:
@@ -41,7 +51,8 @@ class TarSource:
 
         A stream that ends early ends in a failure of its own: nobody knows what it still held.
         """
-        taken: set[str] = set()
+        taken: dict[str, str] = {}
+        folders: set[str] = set()
         try:
             # The names are bytes; surrogates stand for those that are not UTF-8.
             with tarfile.open(
@@ -52,13 +63,13 @@ class TarSource:
                 errors="surrogateescape",
             ) as tar:
                 for member in tar:
-                    yield from self._entry(tar, member, taken)
+                    yield from self._entry(tar, member, taken, folders)
         except _BROKEN as e:
             yield lost("-", Reason.TRUNCATED, f"this is no whole tar stream ({e})", failed=True)
         self._stream.drain()  # who writes there shall not find it closed
 
     def _entry(
-        self, tar: tarfile.TarFile, member: tarfile.TarInfo, taken: set[str]
+        self, tar: tarfile.TarFile, member: tarfile.TarInfo, taken: dict[str, str], folders: set[str]
     ) -> Iterator[Entry | Outcome]:
         path = PurePosixPath(member.name)
         name = str(path)
@@ -74,17 +85,19 @@ class TarSource:
             yield lost(name, Reason.NOT_A_FILE, message, failed=True)
         elif not member.isreg():
             yield lost(name, Reason.NOT_A_FILE, "not a regular file")
-        elif target in taken:
-            yield lost(name, Reason.COLLISION, f"another image has become {shown(target)}", failed=True)
+        elif taken.keys() & {target, *folders_of(target)} or target in folders:
+            message = f"another image has {shown(target)}, or has a folder in its place"
+            yield lost(name, Reason.COLLISION, message, failed=True)
         elif member.size > self.config.limits.max_bytes:
             message = f"{member.size:,} bytes are more than the limit of --max-bytes"
             yield lost(name, Reason.BOMB_BYTES, message, failed=True)
         else:
-            taken.add(target)
+            taken[target] = name
+            folders.update(folders_of(target))
             file = tar.extractfile(member)
             assert file is not None  # it is a regular file
             self._data[name] = file.read()
-            self.mtimes[name] = member.mtime
+            self.mtimes[name] = member.mtime if 0 <= member.mtime < LATEST else 0  # nor is NaN between
             yield Entry(path=name, source=Path(name), target=target, size=member.size)
 
     def read(self, entry: Entry) -> bytes:
@@ -146,7 +159,24 @@ class TarSink:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is whole: by itself tarfile takes a damaged or missing one for the end."""
+    """A member whose header is whole and modest.
+
+    By itself tarfile takes a damaged or missing one for the end, and holds names of any length.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header from its block.
+
+        Raises:
+            ReadError: It announces an extension that is too large, or a sparse file, whose map has no limit.
+        """
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTENSIONS and member.size > EXTENSION_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file; make the stream without --sparse")
+        return member
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
