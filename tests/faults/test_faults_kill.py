@@ -112,5 +112,5 @@ def test_a_kill_at_any_instant_of_a_run_with_the_prior_costs_nothing_that_was_fi
     tmp_path: Path, forks: Forks, full: bool, scoreboard: Callable[..., None]
 ) -> None:
     pictures(tmp_path / "in", 4, (16, 16))
-    score = attack(forks, tmp_path, PRIOR, 60 if full else 8, seed=2, most=IN_FLIGHT)
+    score = attack(forks, tmp_path, PRIOR, 60 if full else 4, seed=2, most=IN_FLIGHT)
     publish(scoreboard, "kill with the prior", score)

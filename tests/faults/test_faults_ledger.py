@@ -263,7 +263,7 @@ def test_whatever_happens_to_the_ledger_nothing_crashes_and_nothing_passes_for_d
 ) -> None:
     wrong: list[str] = []
     ends: dict[int, int] = {}
-    count, bad = 600 if full else 100, 0
+    count, bad = 600 if full else 40, 0
     before = [originals(folder / "in") for folder in histories]
     for n in range(count):
         chance = random.Random(n)

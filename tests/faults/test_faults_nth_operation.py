@@ -167,7 +167,7 @@ def run_all(forks: Forks, scene: Scene, share: float, scoreboard: Callable[..., 
 def test_whatever_call_of_a_first_run_fails_no_promise_is_broken(
     first_run: Scene, forks: Forks, full: bool, scoreboard: Callable[..., None]
 ) -> None:
-    run_all(forks, first_run, 1 if full else 0.05, scoreboard, "first run")
+    run_all(forks, first_run, 1 if full else 0.025, scoreboard, "first run")
 
 
 @pytest.mark.slow
@@ -175,4 +175,4 @@ def test_whatever_call_of_a_first_run_fails_no_promise_is_broken(
 def test_whatever_call_of_the_next_run_fails_no_promise_is_broken(
     next_run: Scene, forks: Forks, full: bool, scoreboard: Callable[..., None]
 ) -> None:
-    run_all(forks, next_run, 1 if full else 0.05, scoreboard, "next run")
+    run_all(forks, next_run, 1 if full else 0.025, scoreboard, "next run")

@@ -117,7 +117,7 @@ def test_after_a_power_cut_at_any_instant_the_next_run_completes(
     record = recorded(forks, here)
     expected, before = tree(here / "out"), originals(here / "in")
     legal = list(cuts(record, here))
-    chosen = random.Random(2).sample(legal, min(len(legal), 2000 if full else 150))
+    chosen = random.Random(2).sample(legal, min(len(legal), 2000 if full else 60))
     wrong, bad, forgotten = [], 0, []
     for cut in chosen:
         found, lost = survive(forks, here, cut, expected)
