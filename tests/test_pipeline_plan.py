@@ -167,7 +167,7 @@ def test_listed_files_are_taken_relative_to_the_base(tmp_path: Path, monkeypatch
 def test_a_listed_file_needs_no_known_extension_and_a_missing_one_fails(tmp_path: Path) -> None:
     touch(tmp_path, "raw")
     plan = Plan(base=tmp_path, config=FolderConfig(), listed=("raw", "gone.png"))
-    entry, outcome = plan.entries()
+    outcome, entry = plan.entries()
     assert isinstance(entry, Entry)
     assert isinstance(outcome, Outcome)
     assert (entry.target, outcome.state, outcome.reason) == ("raw.png", "failed", Reason.VANISHED)

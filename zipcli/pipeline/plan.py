@@ -123,7 +123,7 @@ class Plan:
             folders += reversed(inner)
 
     def _from_list(self, listed: Iterable[str], ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:
-        for path in listed:
+        for path in sorted(listed, key=_place):
             if selects(self.config, path, named=True):
                 yield self._entry(path, named=True)
             else:
@@ -172,20 +172,28 @@ def target_of(path: str, config: FolderConfig) -> str:
 def collisions(entries: Iterable[Entry | Outcome]) -> list[tuple[str, str, str]]:
     """Find inputs that get in each other's way: (first input, second input, output).
 
-    Two inputs can share an output, or the output of one can be the folder that another needs.
+    Two inputs can share an output, or the output of one can be the folder that another needs. Both are
+    seen from the folder of an input and those above it, so no more names are held than those have.
+
+    Args:
+        entries: In the order of a plan.
     """
-    taken: dict[str, str] = {}  # names only: there may be a million
-    found = []
+    shared, in_the_way = [], []
+    above: list[tuple[str, dict[str, str]]] = []  # folders from the top to here, and the outputs in each
     for entry in entries:
-        if isinstance(entry, Entry):
-            first = taken.setdefault(entry.target, entry.path)
-            if first != entry.path:
-                found.append((first, entry.path, entry.target))
-    for target, path in taken.items():
-        for folder in folders_of(target):
-            if folder in taken:
-                found.append((taken[folder], path, folder))
-    return found
+        if not isinstance(entry, Entry):
+            continue
+        folders = ["", *reversed(entry.target_folders)]
+        while above and above[-1][0] not in folders:
+            above.pop()
+        if not above or above[-1][0] != folders[-1]:
+            above.append((folders[-1], {}))
+        first = above[-1][1].setdefault(entry.target, entry.path)
+        if first != entry.path:
+            shared.append((first, entry.path, entry.target))
+        for _, outputs in above[:-1]:
+            in_the_way += [(outputs[f], entry.path, f) for f in folders if f in outputs]
+    return shared + in_the_way
 
 
 def without_collisions(plan: Plan, others: Iterable[Entry | Outcome]) -> Plan:
@@ -303,6 +311,12 @@ def matches(path: str, patterns: tuple[str, ...]) -> bool:
 def lost(path: str, reason: Reason, message: str, *, failed: bool = False) -> Outcome:
     """The outcome of a file that cannot be taken: skipped, or failed where the user asked for it."""
     return Outcome(path=path, state="failed" if failed else "skipped", reason=reason, message=message)
+
+
+def _place(path: str) -> list[tuple[bool, bytes]]:
+    """Where the walk would come upon a file: the files of a folder come before the folders in it."""
+    *folders, name = path.split("/")
+    return [*((True, os.fsencode(folder)) for folder in folders), (False, os.fsencode(name))]
 
 
 def _reason(error: Exception) -> Reason:
