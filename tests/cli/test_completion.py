@@ -20,6 +20,9 @@ from zipcli.cli.options import Name
 from zipcli.config import FITS, FORMATS, METHOD_SETTINGS
 
 CASES = {
+    "a transform": (["purify", "-t", "bl"], {"blur"}),
+    "a model": (["models", "pull", "openai"], {"openai-256", "openai-512"}),
+    "a command for man": (["man", "pur"], {"purify"}),
     "commands": (["p"], {"purify"}),
     "options": (["purify", "--on-c"], {"--on-collision"}),
     "method": (["purify", "--method", ""], set(METHOD_SETTINGS)),

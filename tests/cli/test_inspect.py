@@ -117,6 +117,17 @@ def test_what_a_crash_left_is_unfinished(finished: Path) -> None:
     assert findings() == {last["out_path"]: "unfinished"}
 
 
+def test_what_was_begun_is_unfinished_even_without_a_file(finished: Path) -> None:
+    (finished / "out" / "00.png").unlink()
+    ledger = finished / "out" / ".zipcli" / "ledger-00001-of-00001.jsonl"
+    started = next(line for line in ledger.read_text().splitlines() if '"00.png"' in line)
+    with ledger.open("a") as file:
+        file.write(started + "\n")
+    result = invoke("verify", "out")
+    assert result.exit_code == 3
+    assert "unfinished: 00.png" in result.stdout
+
+
 def test_an_output_whose_input_fails_now_is_outdated(finished: Path) -> None:
     """Somebody edited the output, so that zipcli left it alone when the input failed."""
     output = an_output(finished)

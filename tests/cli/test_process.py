@@ -446,7 +446,10 @@ def test_a_signal_stops_soon_and_the_printed_command_goes_on(
         took = time.monotonic() - began
     assert process.returncode == code
     assert took <= 5
-    assert json_lines(out)[-1]["exit_code"] == code
+    last = json_lines(out)[-1]
+    assert last["exit_code"] == code
+    assert last["found"] + last["left"] == 6
+    assert f"did not come to {last['left']} more" in err.decode()
     assert not parts(prior / "out")
     expected = tree(uninterrupted / "out")
     left = tree(prior / "out")

@@ -796,7 +796,7 @@ def test_only_what_failed_is_tried_again(here: Path) -> None:
     result = invoke(*again, "--retry-failed")
     assert result.exit_code == ExitCode.SOME_FAILED
     states = {path: line["state"] for path, line in images(result.stdout).items()}
-    assert states == {"bad.png": "failed", "gone.png": "failed", "sub/worse.png": "done"}
+    assert states == {"bad.png": "failed", "gone.png": "skipped", "sub/worse.png": "done"}
     assert images(result.stdout)["gone.png"]["reason"] == "vanished"
     assert not (here / "out" / "new.png").exists()
     picture(here / "in" / "bad.png")
@@ -805,6 +805,23 @@ def test_only_what_failed_is_tried_again(here: Path) -> None:
     result = invoke(*again, "--retry-failed")
     assert (result.exit_code, result.stderr) == (0, "nothing has failed in out\n")
     assert json_lines(result.stdout)[-1]["found"] == 0
+
+
+def test_what_failed_and_is_gone_has_failed_no_longer(here: Path) -> None:
+    pictures(here / "in", 2)
+    (here / "in" / "bad.png").write_bytes(b"bad")
+    assert invoke("purify", "in", "out", *BLUR).exit_code == 3
+    (here / "in" / "bad.png").unlink()
+    result = invoke("purify", "in", "out", "--retry-failed", "--json", *BLUR)
+    assert result.exit_code == 0
+    assert images(result.stdout)["bad.png"]["reason"] == "vanished"
+    assert '"failed": 0' in invoke("status", "out", "--json").stdout
+
+
+def test_an_output_inside_the_input_is_pointed_out(here: Path) -> None:
+    pictures(here / "in", 1)
+    assert "lies inside the input folder" in invoke("purify", "in", "in/out", *BLUR).stderr
+    assert "lies inside" not in invoke("purify", "in", "out", *BLUR).stderr
 
 
 def test_what_failed_is_asked_of_a_ledger(here: Path) -> None:

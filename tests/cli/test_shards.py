@@ -140,6 +140,13 @@ def test_a_shard_goes_on_where_a_run_without_shards_ended(here: Path) -> None:
     assert states == {"skipped": 6, "done": 1}
 
 
+def test_a_shard_that_is_run_again_after_a_merge_stands_in_nobodys_way(sharded: Path) -> None:
+    """A scheduler starts a task once more."""
+    assert invoke("merge", "out").exit_code == 0
+    assert invoke("purify", "in", "out", "--shard", "2/3", *BLUR).exit_code == 0
+    assert invoke("purify", "in", "out", *BLUR).exit_code == 0
+
+
 def test_merge_wants_every_shard(here: Path) -> None:
     pictures(here / "in", 6)
     assert invoke("purify", "in", "out", "--shard", "2/3", *BLUR).exit_code == 0

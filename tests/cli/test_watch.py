@@ -76,7 +76,7 @@ def test_what_is_there_and_what_comes_is_purified(here: Path) -> None:
     assert b"Traceback" not in err
     assert json_lines(out)[-1] | {"reasons": {}} == {
         **{"type": "run_end", "found": 4, "done": 4, "passed": 0, "skipped": 0, "failed": 0},
-        **{"ignored": 0, "reasons": {}, "exit_code": 130},
+        **{"already": 0, "left": 0, "ignored": 0, "reasons": {}, "exit_code": 130},
     }
     assert invoke("verify", "out").exit_code == 0
     assert invoke("purify", "in", "whole", *BLUR).exit_code == 0
@@ -137,6 +137,22 @@ def test_an_image_that_stays_bad_is_reported_once(here: Path) -> None:
         out, _ = end(process)
     assert images(out) == {}
     assert json_lines(out)[-1]["failed"] == 1
+
+
+def test_who_comes_second_to_a_name_fails_and_the_service_can_start_again(here: Path) -> None:
+    picture(here / "in" / "a.jpg")
+    with watching(here) as process:
+        assert next_image(process)["state"] == "done"
+        picture(here / "in" / "a.png", seed=3)
+        line = next_image(process)
+        assert (line["state"], line["reason"]) == ("failed", "collision")
+        assert "a.jpg has become a.png" in line["message"]
+        end(process)
+    with watching(here) as process:
+        states = {(line := next_image(process))["path"]: line["state"] for _ in range(2)}
+        end(process)
+    assert states == {"a.jpg": "skipped", "a.png": "failed"}
+    assert invoke("verify", "out").exit_code == 0
 
 
 def test_a_second_run_is_kept_out(here: Path) -> None:

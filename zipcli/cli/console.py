@@ -123,9 +123,12 @@ class Progress(AbstractContextManager["Progress"]):
         parts += [f"skipped {ignored} links and special files"] if ignored else []
         parts += [f"failed {counts['failed']}"]
         rate = f", {counts['done'] / seconds:.2f} images/s" if counts["done"] else ""
+        if self.total is not None:
+            self.summary.left = max(0, self.total - self.summary.found)
+        left = f" and did not come to {self.summary.left} more" if self.summary.left else ""
         others = f"; ignored {self.summary.ignored} other files" if self.summary.ignored else ""
         say(
-            f"{', '.join(parts)} of {self.summary.found} images in {clock(seconds)}{rate}; "
+            f"{', '.join(parts)} of {self.summary.found} images{left} in {clock(seconds)}{rate}; "
             f"output in {out}{others}"
         )
 

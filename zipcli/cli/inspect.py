@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zipcli.pipeline.inspection import Finding
 
 
-@click.command(epilog="\b\nExample:\n  zipcli verify clean && tar c clean > clean.tar")
+@click.command(epilog="\b\nExample:\n  zipcli purify photos clean && zipcli verify clean && rm -rf photos")
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No summary; only what is wrong.")
@@ -25,7 +25,7 @@ def verify(*, out: Path, as_json: bool, quiet: bool) -> int:
 
     OUT is the output folder of `zipcli purify`. Reads every output and compares its digest with the ledger;
     names those that are missing, changed or unfinished, and images that no run has written. Exit code 3
-    if there is any. Nothing is changed.
+    if there is any. Nothing is changed. Of images that no run has come to yet, nothing is known here.
     """
     stop = StopSignals()
     from zipcli.pipeline import inspection
@@ -77,7 +77,7 @@ def status(*, out: Path, as_json: bool) -> int:
         "images": counts or "none yet",
         "reasons": reasons,
         "other settings": f"{facts['other_settings']:,} outputs" if facts["other_settings"] else "",
-        "outputs": f"{facts['out_bytes'] / 1e6:,.1f} MB",
+        "outputs": _size(facts["out_bytes"]),
         "input": facts.get("input", ""),
         "first, last": " to ".join(time for time in (facts["first"], facts["last"]) if time),
         "running": facts["running"] or "",
@@ -93,6 +93,10 @@ def status(*, out: Path, as_json: bool) -> int:
         if value:
             click.echo(f"{name + ':':<16}{shown(value)}")
     return ExitCode.DONE
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 @click.command(epilog="\b\nExample:\n  zipcli merge clean && zipcli verify clean")

@@ -31,12 +31,19 @@ ENVIRONMENT = {
 }
 
 
+def _beginnings(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The commands that begin as the user has begun."""
+    root = ctx.find_root()
+    names = root.command.list_commands(root) if isinstance(root.command, click.Group) else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @click.command(
     epilog="\b\nExamples:\n"
     "  zipcli man | man -l -\n"
     "  zipcli man models pull > ~/.local/share/man/man1/zipcli-models-pull.1"
 )
-@click.argument("words", nargs=-1, metavar="[COMMAND]")
+@click.argument("words", nargs=-1, metavar="[COMMAND]", shell_complete=_beginnings)
 @click.pass_context
 def man(ctx: click.Context, /, words: tuple[str, ...]) -> int:
     """Print the manual page of zipcli, or of one of its commands, as roff."""

@@ -9,7 +9,7 @@ import click
 
 from zipcli.cli.console import emit, say
 from zipcli.cli.downloads import model_listener
-from zipcli.cli.options import Name, NamedCommands
+from zipcli.cli.options import Name, NamedCommands, completing, model_names
 from zipcli.cli.signals import StopSignals
 from zipcli.errors import ExitCode, ModelError, shown
 from zipcli.models.catalog import ARCHITECTURES
@@ -54,7 +54,7 @@ def list_command(*, as_json: bool) -> int:
 
 
 @models.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing(model_names))
 @click.option("--force", is_flag=True, help="Fetch again what is here, such as a damaged file.")
 @json_option
 def pull(names: tuple[str, ...], *, force: bool, as_json: bool) -> int:
@@ -79,7 +79,7 @@ def pull(names: tuple[str, ...], *, force: bool, as_json: bool) -> int:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing(model_names))
 @json_option
 def info(name: str, *, as_json: bool) -> int:
     """Say what a model is: its network, noise schedule, size, licence and training data."""
@@ -106,7 +106,7 @@ def info(name: str, *, as_json: bool) -> int:
 
 
 @models.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completing(model_names))
 @json_option
 def verify(names: tuple[str, ...], *, as_json: bool) -> int:
     """Read models completely and compare them with their digests; without a NAME, all that are here."""
@@ -139,7 +139,7 @@ def verify(names: tuple[str, ...], *, as_json: bool) -> int:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing(model_names))
 @json_option
 def path(name: str, *, as_json: bool) -> int:
     """Print where the weights of a model are on this disk."""

@@ -72,6 +72,25 @@ def selection_options(command: F) -> F:
     )(command)
 
 
+def completing(values: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
+    """What `shell_complete` wants: the values that begin as the user has begun."""
+    return lambda ctx, param, incomplete: [value for value in values() if value.startswith(incomplete)]
+
+
+def transform_names() -> list[str]:
+    """How a transform may begin."""
+    from zipcli.transforms import TRANSFORMS
+
+    return list(TRANSFORMS)
+
+
+def model_names() -> list[str]:
+    """The models that need no more than a name."""
+    from zipcli.models.catalog import CATALOG
+
+    return list(CATALOG)
+
+
 LIMIT_OPTIONS = (
     "max_pixels",
     "max_bytes",

@@ -10,7 +10,15 @@ import click
 
 from zipcli.cli.console import closed_streams
 from zipcli.cli.detector_options import detector_config, detector_options
-from zipcli.cli.options import Name, given, limit_options, selection_options
+from zipcli.cli.options import (
+    Name,
+    completing,
+    given,
+    limit_options,
+    model_names,
+    selection_options,
+    transform_names,
+)
 from zipcli.cli.purify_folder import Wishes, purify_folder
 from zipcli.cli.purify_stream import purify_picture, purify_tar
 from zipcli.cli.signals import StopSignals
@@ -56,6 +64,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "transforms",
     multiple=True,
     metavar="NAME[:ARG]",
+    shell_complete=completing(transform_names),
     default=PurifyConfig.transforms,
     show_default=True,
     help="What destroys the trigger: blur[:N], gray, identity, mask:FILE, or several joined with + "
@@ -126,6 +135,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     default=PurifyConfig.model,
     show_default=True,
     metavar="NAME",
+    shell_complete=completing(model_names),
     help="The diffusion prior: a name that `zipcli models list` shows, owner/name[@revision][/file] on the "
     "Hugging Face Hub, or a file or folder.",
 )

@@ -69,7 +69,9 @@ def purify_folder(
     plan = _plan(wishes, files, stop)
     if wishes.retry_failed and not plan.listed:
         return _nothing_to_do(wishes)
-    size = _check_plan(plan, stop, allow_empty=wishes.allow_empty or wishes.watch)
+    size = _check_plan(plan, stop, allow_empty=wishes.allow_empty, watch=wishes.watch)
+    if wishes.out.resolve().is_relative_to(wishes.source.resolve()):
+        say(f"Note: {shown(str(wishes.out))} lies inside the input folder; who removes that removes it, too")
 
     from zipcli.images.guard import shared_pool
     from zipcli.pipeline.ledger import Ledger, refuse_unwritable
@@ -77,7 +79,8 @@ def purify_folder(
     if not wishes.dry_run:
         shared_pool().warm(files.jobs)  # they start while we import torch
     ledger = Ledger(wishes.out, plan.base, files.part)
-    _refuse_foreign(plan, ledger, stop)
+    if not wishes.watch:  # a service must start again; what is in the way costs one image then
+        _refuse_foreign(plan, ledger, stop)
     if not wishes.dry_run:
         refuse_unwritable(wishes.out)
 
@@ -118,7 +121,7 @@ def _plan(wishes: Wishes, files: FolderConfig, stop: StopSignals) -> "Plan":
     if wishes.retry_failed:
         from zipcli.pipeline.records import failed_paths
 
-        plan = replace(plan, listed=failed_paths(wishes.out))
+        plan = replace(plan, listed=failed_paths(wishes.out), may_be_gone=True)
     elif wishes.files_from is not None:
         names = _read_list(wishes.files_from, stop, null=wishes.null)
         plan = all_files = replace(plan, listed=relative_paths(names, wishes.source, wishes.out))
@@ -155,7 +158,7 @@ class PlanSize:
         self.ignored += 1
 
 
-def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool) -> PlanSize:
+def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool, watch: bool) -> PlanSize:
     """Count the files of our shard, refusing names that collide and a run that would do nothing."""
     from zipcli.pipeline.plan import collisions, no_images
 
@@ -170,6 +173,8 @@ def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool) -> PlanSi
             yield entry
 
     shared = collisions(counted())
+    if watch:
+        return size  # likewise: who comes second to a name fails
     if not (of_all or allow_empty):
         raise ConfigError(no_images(plan))
     if shared:

@@ -139,7 +139,7 @@ def _read_at_most(descriptor: int, count: int) -> bytes:
 def _read_error(error: OSError, name: str) -> InputError:
     """Translate what the operating system says about a file."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return InputError(Reason.VANISHED, f"{name}: the file is not there any more; check the path")
+        return InputError(Reason.VANISHED, f"{name}: there is no such file; check the path")
     if error.errno == errno.ENXIO:  # a socket
         return InputError(Reason.NOT_A_FILE, f"{name}: not a regular file; give the path of an image file")
     return InputError(Reason.UNREADABLE, f"{name}: {error.strerror}; check the permissions and the disk")

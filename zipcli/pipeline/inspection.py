@@ -82,6 +82,8 @@ def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) 
     try:
         status = (out / name).lstat()
     except (FileNotFoundError, NotADirectoryError):
+        if name == record.claim:
+            return finding("unfinished", "begun and not finished; run the same zipcli purify again")
         if not record.is_finished:
             return None
         return finding("missing", "it was written, and is not there any more")

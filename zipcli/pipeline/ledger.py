@@ -271,8 +271,19 @@ class Ledger:
             publish(data, self.out, target, self.scratch, replace=may_replace)
         except InputError as e:
             # Where locks do not work, another run may have written the very same.
-            if e.reason is not Reason.FOREIGN_OUTPUT or not has_bytes(self.out / target, data):
+            if e.reason is not Reason.FOREIGN_OUTPUT:
                 raise
+            if not has_bytes(self.out / target, data):
+                raise self._collision(path, target) or e from e
+
+    def _collision(self, path: str, target: str) -> InputError | None:
+        """What to say where the output of another input is in the way; None where it is nobody's."""
+        owners = (other for other, record in self.records.items() if target in record.targets)
+        first = next(owners, None)
+        if first is None:
+            return None
+        message = f"{shown(path)}: {shown(first)} has become {shown(target)} already; rename one"
+        return InputError(Reason.COLLISION, message)
 
     def finish(self, outcome: Outcome) -> None:
         """Note what became of an image; may be called from several threads."""

@@ -83,13 +83,15 @@ class Outcome:
 class Summary:
     """Counts of a run: found = done + passed + skipped + failed.
 
-    Of those that are skipped, `already` were done by an earlier run; `ignored` files are no images.
+    Of those that are skipped, `already` were done by an earlier run; `ignored` files are no images, and
+    `left` are images that a run which was stopped did not come to.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     ignored: int = 0
     already: int = 0
+    left: int = 0
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
@@ -111,7 +113,8 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         """Counts for JSON."""
         states = {state: self.counts[state] for state in ("done", "passed", "skipped", "failed")}
-        return {"found": self.found, **states, "ignored": self.ignored, "reasons": dict(self.reasons)}
+        others = {"already": self.already, "left": self.left, "ignored": self.ignored}
+        return {"found": self.found, **states, **others, "reasons": dict(self.reasons)}
 
 
 def json_path(name: str, path: str) -> dict[str, str]:

@@ -50,6 +50,7 @@ class Plan:
         out: The output folder; it is left out where it lies in the input folder.
         only: Relative paths to take and no others; None for all.
         contested: Outputs that several inputs want; who would not keep its name there gets another.
+        may_be_gone: Whether a listed file that is not there any more is skipped, and has not failed.
     """
 
     base: Path
@@ -58,6 +59,7 @@ class Plan:
     out: Path | None = None
     only: frozenset[str] | None = None
     contested: frozenset[str] = frozenset()
+    may_be_gone: bool = False
 
     def entries(self) -> Iterator[Entry | Outcome]:
         """Yield the files of our shard in a fixed order, and an outcome for each one that cannot be taken.
@@ -140,7 +142,9 @@ class Plan:
         except (OSError, RuntimeError, ValueError) as e:
             if is_link:
                 return lost(path, Reason.SYMLINK, "a link that leads nowhere", failed=named)
-            return lost(path, _reason(e), f"cannot read the file: {e}", failed=True)
+            reason = _reason(e)
+            failed = not (self.may_be_gone and reason is Reason.VANISHED)
+            return lost(path, reason, f"cannot read the file: {e}", failed=failed)
         if not inside:
             message = "a link that leaves the input folder is not followed"
             return lost(path, Reason.SYMLINK, message, failed=named)

@@ -229,7 +229,9 @@ def refuse_other_shards(out: Path, shard: Shard) -> None:
     Raises:
         ConfigError: It was.
     """
-    others = {there.count for there in shards_of(out)} - {shard.count, 1}
+    with looking(out, OutputError):
+        counts = {there.count for there in shards_of(out) if ledger_file(out, there).stat().st_size}
+    others = counts - {shard.count, 1}  # an empty ledger says nothing
     if others:
         count = max(others)
         raise ConfigError(

@@ -107,7 +107,7 @@ def refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
     if known != settings:
         changed = [
             f"{name.rstrip('_')}: {known.get(name)!r} there, {settings.get(name)!r} now"
-            for name in sorted(known.keys() | settings.keys())
+            for name in sorted(known.keys() | settings.keys(), key=lambda name: (name != "method", name))
             if known.get(name) != settings.get(name)
         ]
         raise ConfigError(

@@ -65,7 +65,7 @@ class TarSource:
                 for member in tar:
                     yield from self._entry(tar, member, taken, folders)
         except _BROKEN as e:
-            yield lost("-", Reason.TRUNCATED, f"this is no whole tar stream ({e})", failed=True)
+            yield lost("-", Reason.TRUNCATED, f"this is no tar stream, or not a whole one ({e})", failed=True)
         self._stream.drain()  # who writes there shall not find it closed
 
     def _entry(
