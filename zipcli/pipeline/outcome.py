@@ -133,7 +133,7 @@ def path_from_json(record: dict[str, Any], name: str) -> str:
         ValueError, KeyError, TypeError, AttributeError: There is none, or none that a file could have.
     """
     encoded = record.get(f"{name}_b64")
-    raw: bytes = base64.b64decode(encoded) if encoded else record[name].encode()
-    if b"\0" in raw:
+    raw = base64.b64decode(encoded) if encoded else str(record[name]).encode()
+    if b"\0" in raw or not isinstance(record[name], str):
         raise ValueError("this is no path")
     return os.fsdecode(raw)
