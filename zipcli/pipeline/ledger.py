@@ -265,8 +265,7 @@ class Ledger:
             with self._write_lock:
                 first = self._published.setdefault(target, path)
             if first != path:
-                message = f"{shown(path)}: {shown(first)} has become {shown(target)} already; rename one"
-                raise InputError(Reason.COLLISION, message)
+                raise _collision(path, first, target)
         try:
             publish(data, self.out, target, self.scratch, replace=may_replace)
         except InputError as e:
@@ -274,16 +273,15 @@ class Ledger:
             if e.reason is not Reason.FOREIGN_OUTPUT:
                 raise
             if not has_bytes(self.out / target, data):
-                raise self._collision(path, target) or e from e
+                self._refuse_collision(path, target)
+                raise
 
-    def _collision(self, path: str, target: str) -> InputError | None:
-        """What to say where the output of another input is in the way; None where it is nobody's."""
-        owners = (other for other, record in self.records.items() if target in record.targets)
-        first = next(owners, None)
-        if first is None:
-            return None
-        message = f"{shown(path)}: {shown(first)} has become {shown(target)} already; rename one"
-        return InputError(Reason.COLLISION, message)
+    def _refuse_collision(self, path: str, target: str) -> None:
+        """Say so where what is in the way is the output of another input."""
+        with self._write_lock:
+            owners = [other for other, record in self.records.items() if target in record.targets]
+        if owners:
+            raise _collision(path, owners[0], target)
 
     def finish(self, outcome: Outcome) -> None:
         """Note what became of an image; may be called from several threads."""
@@ -362,3 +360,8 @@ class Ledger:
                 f"{shown(str(self.folder))}: cannot write the ledger: {e.strerror}; free the disk and run "
                 "the same command again"
             ) from e
+
+
+def _collision(path: str, first: str, target: str) -> InputError:
+    message = f"{shown(path)}: {shown(first)} has become {shown(target)} already; rename one"
+    return InputError(Reason.COLLISION, message)
