@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from faults.bad_files import png, png_header
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from zipcli.errors import InputError, Reason
@@ -39,17 +40,6 @@ def refusal(data: bytes, limits: Limits = load.LIMITS) -> Reason:
     assert str(caught.value).startswith("dir/a.png: ")
     assert "; " in str(caught.value)
     return caught.value.reason
-
-
-def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for kind, body in (*chunks, (b"IEND", b"")):
-        parts += [struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(kind + body))]
-    return b"".join(parts)
-
-
-def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> tuple[bytes, bytes]:
-    return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
 
 
 def tiff(tags: dict[int, tuple[int, int]], data: bytes) -> bytes:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -500,7 +501,7 @@ class FolderConfig:
         check(1 <= self.jobs <= 256, f"jobs: {self.jobs} is not between 1 and 256")
         _ = self.tolerated, self.part, self.limits
 
-    @property
+    @cached_property  # asked for every image
     def part(self) -> Shard:
         """The part of the folder to take.
 
@@ -509,7 +510,7 @@ class FolderConfig:
         """
         return Shard.parse(self.shard)
 
-    @property
+    @cached_property  # asked for every image
     def limits(self) -> Limits:
         """What one file may be and ask for.
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from zipcli.cli.console import Progress, emit, say
-from zipcli.cli.detector_options import advice
-from zipcli.cli.downloads import model_listener
+from zipcli.cli.purify_engine import engine
 from zipcli.cli.purify_stream import stdin
 from zipcli.cli.signals import StopSignals
 from zipcli.config import DetectConfig, FolderConfig, PurifyConfig, check
@@ -84,14 +83,9 @@ def purify_folder(
     if not wishes.dry_run:
         refuse_unwritable(wishes.out)
 
-    from zipcli.pipeline.detection import open_detector
     from zipcli.pipeline.folder import FolderRun
-    from zipcli.pipeline.purifier import Purifier
 
-    purifier = Purifier.from_config(config, model_listener(stop, quiet=wishes.verbosity < 0))
-    if wishes.verbosity >= 0 and (text := advice(detect)):
-        say(f"Note: {text}")
-    with open_detector(detect, lambda text: say(f"Note: {text}"), stop.check) as screening:
+    with engine(config, detect, stop, wishes.verbosity) as (purifier, screening):
         settings = {**purifier.fingerprint_parts, **files.file_settings(), **screening.fingerprint_parts}
         ledger.use_settings(settings, overwrite=files.overwrite)
         if ledger.damaged_lines:
@@ -99,7 +93,6 @@ def purify_folder(
         if wishes.dry_run:
             return _show_plan(plan, ledger, size, stop, as_json=wishes.as_json)
         stop.check()
-        purifier.stop_with(stop.check)
         run = FolderRun(plan, purifier, screening.detector, ledger)
         return _run(run, plan, ledger, wishes, size, stop)
 

@@ -6,8 +6,8 @@ from typing import IO
 import click
 
 from zipcli.cli.console import Progress, closed_streams, say
-from zipcli.cli.detector_options import advice
 from zipcli.cli.downloads import model_listener
+from zipcli.cli.purify_engine import engine
 from zipcli.cli.signals import StopSignals
 from zipcli.config import DetectConfig, FolderConfig, PurifyConfig
 from zipcli.errors import ExitCode
@@ -69,17 +69,11 @@ def purify_tar(
     from zipcli.images.guard import shared_pool
 
     shared_pool().warm(files.jobs)
-    from zipcli.pipeline.detection import open_detector
     from zipcli.pipeline.folder import FolderRun
-    from zipcli.pipeline.purifier import Purifier
     from zipcli.pipeline.tar import TarSink, TarSource
 
-    purifier = Purifier.from_config(config, model_listener(stop, quiet=verbosity < 0))
-    purifier.stop_with(stop.check)
-    if verbosity >= 0 and (text := advice(detect)):
-        say(f"Note: {text}")
     progress = Progress(None, verbosity=verbosity, as_json=False)
-    with open_detector(detect, lambda text: say(f"Note: {text}"), stop.check) as screening, progress:
+    with engine(config, detect, stop, verbosity) as (purifier, screening), progress:
         source = TarSource(lambda: stop.read_some(descriptor), files)
         sink = TarSink(stdout, source)
         run = FolderRun(source, purifier, screening.detector, sink)

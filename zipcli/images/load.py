@@ -87,6 +87,8 @@ class Picture:
 def read_file(path: Path, limits: Limits = LIMITS, *, name: str | None = None) -> bytes:
     """Read a regular file once, without ever waiting on a pipe or a device.
 
+    What a network file system has lost sight of, or a disk could not read, is asked for once more.
+
     Args:
         path: The file.
         limits: `max_bytes` is checked before anything is read.
@@ -96,6 +98,15 @@ def read_file(path: Path, limits: Limits = LIMITS, *, name: str | None = None) -
         InputError: The file is gone, unreadable, empty, too large or not a regular file.
     """
     name = str(path) if name is None else name
+    try:
+        return _read_once(path, limits, name)
+    except InputError as e:
+        if getattr(e.__cause__, "errno", None) not in (errno.EIO, errno.ESTALE):
+            raise
+    return _read_once(path, limits, name)
+
+
+def _read_once(path: Path, limits: Limits, name: str) -> bytes:
     try:
         # A FIFO without a writer would block a plain open for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -394,11 +405,16 @@ def _check_header(image: Image.Image, name: str, limits: Limits) -> None:
     _check_size(*image.size, name, limits)
     if limits.frames == "one" and _has_frames(image):
         raise _several_frames(name)
-    promised, actual = _PROMISES.get(PurePath(name).suffix.lower()), image.format
-    actual = "JPEG" if actual == "MPO" else actual
-    if limits.strict_ext and promised not in (None, actual):
-        message = f"{name}: the extension promises {promised}, but the content is {actual}"
+    if limits.strict_ext and (broken := broken_promise(name, image.format or "")):
+        message = f"{name}: the extension promises {broken[0]}, but the content is {broken[1]}"
         raise InputError(Reason.EXTENSION_MISMATCH, f"{message}; rename it, or leave out --strict-ext")
+
+
+def broken_promise(name: str, format: str) -> tuple[str, str] | None:
+    """The format that an extension promises and the one of the content, where they are not the same."""
+    promised = _PROMISES.get(PurePath(name).suffix.lower())
+    actual = "JPEG" if format == "MPO" else format
+    return None if promised in (None, actual) else (str(promised), actual)
 
 
 def _has_frames(image: Image.Image) -> bool:

@@ -13,8 +13,8 @@ import numpy as np
 from zipcli.config import FolderConfig
 from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError, Reason, shown
 from zipcli.images.guard import decode, glance
-from zipcli.images.load import Picture
-from zipcli.images.write import SUFFIXES, encode, is_lossy, output_format, psnr
+from zipcli.images.load import Picture, broken_promise
+from zipcli.images.write import encode, is_lossy, output_format, psnr
 from zipcli.pipeline.detection import bunches, score_all
 from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Entry
@@ -370,7 +370,5 @@ def _psnr(before: np.ndarray, after: np.ndarray) -> float | None:
 
 def _misnamed(path: str, image_format: str) -> tuple[str, ...]:
     """A note where a name promises another format than the content has."""
-    known = SUFFIXES | {"GIF": (".gif",)}
-    promised = [name for name, suffixes in known.items() if path.lower().endswith(suffixes)]
-    actual = "JPEG" if image_format == "MPO" else image_format
-    return (f"the content is {actual}",) if promised and actual not in promised else ()
+    broken = broken_promise(path, image_format)
+    return (f"the content is {broken[1]}",) if broken else ()

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from zipcli.config import FolderConfig
-from zipcli.errors import ConfigError, InputError, OutputError, Reason, shown
+from zipcli.errors import ConfigError, OutputError, Reason, shown
 from zipcli.images.load import read_file
 from zipcli.images.write import output_name
 from zipcli.pipeline.looking import looking
@@ -84,16 +84,11 @@ class Plan:
         return self._from_list(self.listed, ignore) if self.listed is not None else self._walk(ignore)
 
     def read(self, entry: Entry) -> bytes:
-        """The bytes of one file; what a network file system has lost sight of is looked for once more.
+        """The bytes of one file.
 
         Raises:
             InputError: It cannot be read.
         """
-        try:
-            return read_file(entry.source, self.config.limits, name=shown(entry.path))
-        except InputError as e:
-            if getattr(e.__cause__, "errno", None) not in (errno.EIO, errno.ESTALE):
-                raise
         return read_file(entry.source, self.config.limits, name=shown(entry.path))
 
     def _walk(self, ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:

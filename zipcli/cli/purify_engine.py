@@ -1,0 +1,31 @@
+"""What every way to purify sets up for `zipcli purify`: the purifier, and the detector before it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from zipcli.cli.console import say
+from zipcli.cli.detector_options import advice
+from zipcli.cli.downloads import model_listener
+from zipcli.cli.signals import StopSignals
+from zipcli.config import DetectConfig, PurifyConfig
+
+if TYPE_CHECKING:
+    from zipcli.pipeline.detection import Screening
+    from zipcli.pipeline.purifier import Purifier
+
+
+@contextmanager
+def engine(
+    config: PurifyConfig, detect: DetectConfig, stop: StopSignals, verbosity: int
+) -> Iterator[tuple["Purifier", "Screening"]]:
+    """Load the models, tell the user what should be known of them, and heed signals from then on."""
+    from zipcli.pipeline.detection import open_detector
+    from zipcli.pipeline.purifier import Purifier
+
+    purifier = Purifier.from_config(config, model_listener(stop, quiet=verbosity < 0))
+    purifier.stop_with(stop.check)
+    if verbosity >= 0 and (text := advice(detect)):
+        say(f"Note: {text}")
+    with open_detector(detect, lambda text: say(f"Note: {text}"), stop.check) as screening:
+        yield purifier, screening
