@@ -201,8 +201,7 @@ class BandedUNet(nn.Module):
 
     def forward(self, x: Tensor, noise_level: Tensor) -> Tensor:
         """Apply to each image, (N, C, H, W), the network of its ln(sigma) / 4, (N,)."""
-        edges = torch.tensor(self.config.bands, device=noise_level.device).log() / 4
-        chosen = torch.bucketize(noise_level, edges)
+        chosen = self._bands(noise_level)
         # A sampler has one noise level in a batch, so this is one network and one look at its number.
         bands = sorted(set(chosen.tolist()))
         if len(bands) == 1:
@@ -213,6 +212,14 @@ class BandedUNet(nn.Module):
         for (rows, _), result in zip(parts, results, strict=True):
             out[rows] = result
         return out
+
+    def band(self, noise_level: Tensor) -> int:
+        """Which of the networks serves ln(sigma) / 4, (1,)."""
+        return int(self._bands(noise_level))
+
+    def _bands(self, noise_level: Tensor) -> Tensor:
+        edges = torch.tensor(self.config.bands, device=noise_level.device).log() / 4
+        return torch.bucketize(noise_level, edges)
 
 
 def build_local_unet(config: LocalUNetConfig) -> LocalUNet | BandedUNet:

@@ -29,6 +29,7 @@ from zipcli.methods.grids import chain
 from zipcli.models.catalog import known_architecture
 from zipcli.models.hub import Listener
 from zipcli.models.loading import load_model
+from zipcli.models.packed import for_inference
 from zipcli.pipeline.device import is_device_lost, is_out_of_memory, pick_device
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel, images_per_call
 from zipcli.protocols import EpsModel
@@ -115,7 +116,7 @@ class Purifier:
                     f"model {config.model} was not trained for the method nullspace, as the built-in one and "
                     "those of zipcli train are; it may refill badly"
                 )
-            purifier.use(loaded.model, loaded.fingerprint)
+            purifier.use(for_inference(loaded.model), loaded.fingerprint)
         return purifier
 
     def use(self, model: EpsModel, fingerprint: dict[str, Any]) -> None:
