@@ -31,7 +31,7 @@ def make(text: str) -> object:
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"steps": 0}, "steps"),
+        ({"steps": -1}, "steps"),
         ({"steps": -5}, "steps"),
         ({"lambda_": -1.0}, "lambda"),
         ({"lambda_": math.nan}, "lambda"),
@@ -113,7 +113,8 @@ def test_settings_are_frozen() -> None:
 
 def test_the_defaults_are_the_documented_ones() -> None:
     config = purify_config()
-    assert (config.method, config.transforms, config.lambda_, config.steps) == ("zip", ("blur",), 10.0, 20)
+    assert (config.method, config.sampler, config.steps) == ("nullspace", "decoupled", 2)
+    assert config.transforms == ("blur",)
     assert (config.grid, config.eta, config.seed, config.clip_x0) == ("official", 1.0, 1234, False)
 
 
@@ -135,6 +136,53 @@ def test_a_method_takes_the_settings_it_uses() -> None:
     assert (config.method, config.transforms, config.batch_size) == ("blur", ("blur:4", "gray"), 3)
     assert not config.needs_model
     assert purify_config().needs_model
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({"transforms": ["blur:2", "gray"]}, ("zip", "decoupled", 3)),
+        ({"model": "openai-256"}, ("zip", "decoupled", 3)),
+        ({"method": "zip"}, ("zip", "decoupled", 3)),
+        ({"steps": 7}, ("nullspace", "decoupled", 7)),
+        ({"eta": 1.0}, ("nullspace", "warm", 3)),
+        ({"lambda_": 10.0}, ("zip", "ddim", 20)),
+        ({"grid": "official", "eta": 0.5}, ("zip", "ddim", 20)),
+        ({"sampler": "ddim"}, ("zip", "ddim", 20)),
+        ({"method": "nullspace", "sampler": "multistep"}, ("nullspace", "multistep", 3)),
+        ({"variant": "paper-alg2"}, ("zip", "ddim", 20)),
+    ],
+    ids=str,
+)
+def test_method_and_sampler_are_chosen_such_that_every_option_counts(
+    given: dict[str, Any], chosen: tuple[str, str, int]
+) -> None:
+    config = purify_config(**given)
+    assert (config.method, config.sampler, config.steps) == chosen
+    for name in given.keys() - {"model", "variant"}:
+        assert name in config.pixel_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"method": "nullspace", "sampler": "ddim"}, "sampler: method nullspace has no ddim"),
+        ({"method": "nullspace", "lambda_": 2.0}, "lambda: method nullspace does not use it"),
+        ({"sampler": "decoupled", "eta": 1.0}, "eta: sampler decoupled does not use it"),
+        ({"sampler": "warm", "grid": "official"}, "grid: sampler warm does not use it"),
+        ({"variant": "official", "sampler": "warm"}, "sampler warm"),
+    ],
+    ids=str,
+)
+def test_what_the_sampler_would_ignore_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        purify_config(**given)
+
+
+def test_the_class_refuses_what_its_sampler_would_ignore() -> None:
+    with pytest.raises(ConfigError, match="lambda: sampler warm does not use it"):
+        PurifyConfig(sampler="warm", lambda_=2.0)
+    assert PurifyConfig(lambda_=2.0).sampler == "ddim"
 
 
 def test_the_settings_of_every_method_exist() -> None:

@@ -39,7 +39,15 @@ def local_prior(**config: object) -> Prior:
 
 def test_this_pytorch_can_pack() -> None:
     """If this fails, everything still works, but slowly: see what has become of the operators."""
-    assert has_packed_layers()
+    assert has_packed_layers(torch.float32)
+
+
+def test_a_precision_that_the_processor_lacks_is_served_plainly() -> None:
+    """float64, which no processor has these operators in."""
+    assert not has_packed_layers(torch.float64)
+    plain = local_prior(block="gated")
+    plain.dtype = torch.float64
+    assert for_inference(plain) is plain
 
 
 @torch.inference_mode()

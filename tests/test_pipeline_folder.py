@@ -116,7 +116,7 @@ def test_an_image_whose_chain_fails_costs_itself_only(tmp_path: Path) -> None:
     summary, outcomes = run(tmp_path / "in", tmp_path / "out", model=Calm(second_of_a_full_batch))
     assert summary.counts == {"done": 5, "failed": 1}
     assert outcomes["1.png"].reason is Reason.NONFINITE
-    assert "step 0 (timestep 950)" in (outcomes["1.png"].message or "")
+    assert "at step 0" in (outcomes["1.png"].message or "")
     assert not (tmp_path / "out" / "1.png").exists()
     for n in (0, 2, 3, 4, 5):
         name = f"{n}.png"
@@ -329,7 +329,7 @@ def test_a_device_that_is_lost_ends_the_run_in_order_and_says_so(tmp_path: Path)
 
     def illegal_access(x: Tensor) -> Tensor:
         calls.append(len(x))
-        if len(calls) > 25:
+        if len(calls) > 5:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
         return torch.zeros(len(x), dtype=torch.bool)
 

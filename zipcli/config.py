@@ -23,23 +23,42 @@ FORMATS = ("png", "same", "jpg", "webp")
 METADATA = ("safe", "none")
 FRAMES = ("one", "first")
 
-# What each method reads. An option that the chosen method does not use is refused.
-_SAMPLER = frozenset({"transforms", "model", "steps", "lambda_", "eta", "grid", "variant"})
+# What each sampler and each method reads. An option that the chosen one does not use is refused, and what
+# was left to us is chosen such that it uses every option that was given.
+_DDIM = frozenset({"eta", "lambda_", "grid", "variant", "clip_x0", "travel_length", "travel_repeat"})
+SAMPLER_SETTINGS: Mapping[str, frozenset[str]] = {
+    "decoupled": frozenset(),
+    "warm": frozenset({"eta"}),
+    "multistep": frozenset({"eta"}),
+    "ddim": _DDIM,
+}
+METHOD_SAMPLERS: Mapping[str, tuple[str, ...]] = {
+    "nullspace": ("decoupled", "warm", "multistep"),
+    "zip": ("decoupled", "warm", "multistep", "ddim"),
+    "blur": (),
+}
 _NETWORK = frozenset({"device", "dtype", "batch_size", "fit", "tile", "overlap", "seed", "offline"})
+_CHAIN = _NETWORK | {"transforms", "model", "sampler", "steps", "eta"}
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
-    "zip": _SAMPLER | _NETWORK | {"clip_x0", "travel_length", "travel_repeat"},
-    "nullspace": _NETWORK | {"transforms", "model", "steps", "eta"},
+    "zip": _CHAIN | _DDIM,
+    "nullspace": _CHAIN,
     "blur": frozenset({"transforms", "device", "batch_size"}),
 }
+
+STEPS: Mapping[tuple[str, str], int] = {("zip", "ddim"): 20, ("nullspace", "decoupled"): 2}
+"""Steps where nobody says how many: the fewest that are as good as 20, measured on clean images by
+examples/measure_samplers.py."""
+FEW_STEPS = 3
+"""The same for other methods and samplers."""
 
 # Published settings by name. A variant fixes the values in its row.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     # The released program: gray and block blur averaged, whatever its --deg says (spec 3.8).
-    "official": {"grid": "official", "steps": 20, "eta": 1.0},
+    "official": {"method": "zip", "sampler": "ddim", "grid": "official", "steps": 20, "eta": 1.0},
     # Algorithm 1: DDPM, every one of the 1000 timesteps.
-    "paper-alg1": {"grid": "full", "steps": 1000, "eta": 1.0},
+    "paper-alg1": {"method": "zip", "sampler": "ddim", "grid": "full", "steps": 1000, "eta": 1.0},
     # Algorithm 2: DDIM over T, T-S, ..., S, 1 with T = 1000 and S = 50.
-    "paper-alg2": {"grid": "paper", "steps": 20, "eta": 1.0},
+    "paper-alg2": {"method": "zip", "sampler": "ddim", "grid": "paper", "steps": 20, "eta": 1.0},
 }
 
 
@@ -176,8 +195,10 @@ class MethodConfig:
     """Settings of the samplers.
 
     Attributes:
-        steps: Steps of the chain; the stride is T // steps. Each costs one evaluation of the
-            network; grid paper visits timestep 0 besides, and time travel repeats some.
+        sampler: ddim is the chain of the papers, from pure noise; decoupled, warm and multistep begin near
+            the image and end where A x is exact, in a few steps (see `zipcli.methods.few`).
+        steps: Steps of the chain. Each costs one evaluation of the network; grid paper visits
+            timestep 0 besides, and time travel repeats some. Of ddim, the stride is T // steps.
         lambda_: Exponent of the confidence weight 1 - alpha_bar^lambda (ZIP, section 3.4). 0 ignores
             the input, infinity keeps `A x` exactly.
         eta: Share of fresh noise in each step: 0 is deterministic DDIM, 1 is DDPM.
@@ -187,6 +208,7 @@ class MethodConfig:
         travel_repeat: How often each stretch is walked.
     """
 
+    sampler: str = "ddim"
     steps: int = 20
     lambda_: float = 10.0
     eta: float = 1.0
@@ -197,6 +219,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_choice("sampler", self.sampler, SAMPLER_SETTINGS)
         check(self.steps >= 1, f"steps: {self.steps} is not at least 1")
         check(self.lambda_ >= 0, f"lambda: {self.lambda_} is not a number from 0 to inf")
         check(0 <= self.eta <= 1, f"eta: {self.eta} is not between 0 and 1")
@@ -217,8 +240,13 @@ class MethodConfig:
 class PurifyConfig(MethodConfig):
     """Everything that decides the purified pixels of one image, and where it is computed.
 
+    Once built it says what is done: method, sampler and steps are never "auto" or 0 any more.
+
     Attributes:
-        method: Name of the method.
+        method: Name of the method; auto is nullspace with the built-in prior and one transform, and zip
+            otherwise.
+        sampler: As in `MethodConfig`; auto is decoupled.
+        steps: Likewise; 0 is 2, 3 or 20, as method and sampler need.
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
             and applied left to right; the corrections of several values are averaged.
         variant: A published group of settings, or None.
@@ -234,7 +262,9 @@ class PurifyConfig(MethodConfig):
         offline: Never connect to the Hub; a model that is not here is an error.
     """
 
-    method: str = "zip"
+    method: str = "auto"
+    sampler: str = "auto"
+    steps: int = 0
     transforms: tuple[str, ...] = ("blur",)
     variant: str | None = None
     model: str = "builtin"
@@ -252,7 +282,7 @@ class PurifyConfig(MethodConfig):
         object.__setattr__(self, "lambda_", float(self.lambda_))  # 10 and 10.0 are one setting
         if isinstance(self.transforms, str):
             object.__setattr__(self, "transforms", (self.transforms,))
-        check_choice("method", self.method, METHOD_SETTINGS)
+        self._choose()
         self._check_variant()
         super().__post_init__()
         check(len(self.transforms) >= 1, "transforms: at least one is needed")
@@ -267,6 +297,33 @@ class PurifyConfig(MethodConfig):
         check(self.overlap is None or self.overlap >= 0, f"overlap: {self.overlap} is negative")
         check(self.batch_size is None or self.batch_size >= 1, "batch size: at least 1")
         check(0 <= self.seed < 2**63, f"seed: {self.seed} is not between 0 and 2^63 - 1")
+
+    def _choose(self) -> None:
+        """Choose what was left to us: the first method and the first sampler that use all that was said."""
+        said = {name for name in _DDIM if getattr(self, name) != getattr(PurifyConfig, name)}
+        check_choice("method", self.method, ("auto", *METHOD_SETTINGS))
+        check_choice("sampler", self.sampler, ("auto", *SAMPLER_SETTINGS))
+        if self.method == "auto":
+            fits_nullspace = self.model == "builtin" and len(self.transforms) == 1
+            candidates = ("nullspace", "zip") if fits_nullspace else ("zip",)
+            suitable = [name for name in candidates if said <= METHOD_SETTINGS[name]]
+            suitable = [name for name in suitable if self.sampler in ("auto", *METHOD_SAMPLERS[name])]
+            object.__setattr__(self, "method", (suitable or ["zip"])[0])
+        samplers = METHOD_SAMPLERS[self.method]
+        if not samplers:  # no chain, and what belongs to one is what PurifyConfig has: nothing
+            object.__setattr__(self, "sampler", "ddim")
+        elif self.sampler == "auto":
+            fitting = [name for name in samplers if said <= SAMPLER_SETTINGS[name]]
+            object.__setattr__(self, "sampler", (fitting or [samplers[0]])[0])
+        check(
+            not samplers or self.sampler in samplers,
+            f"sampler: method {self.method} has no {self.sampler}; use {', '.join(samplers)}",
+        )
+        for name in said - SAMPLER_SETTINGS[self.sampler]:
+            raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
+        if self.steps == 0:
+            steps = STEPS.get((self.method, self.sampler), FEW_STEPS)
+            object.__setattr__(self, "steps", steps)
 
     def _check_variant(self) -> None:
         """A variant is a name for values, not a switch: the values must be there."""
@@ -295,6 +352,7 @@ class PurifyConfig(MethodConfig):
         """What can change a pixel: the settings the method reads, less where and how many."""
         # A variant is a name for the values beside it; the digest of a model says more than its path.
         used = METHOD_SETTINGS[self.method] - {"device", "batch_size", "variant", "model", "offline"}
+        used -= _DDIM - SAMPLER_SETTINGS[self.sampler]
         settings = {name: value for name, value in asdict(self).items() if name in used}
         if settings.get("grid") == "full":
             settings["steps"] = 1000  # whatever was said, all of them are visited
@@ -317,10 +375,7 @@ def purify_config(**given: Any) -> PurifyConfig:
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         check(name in known, unknown_name("setting", name, known))
-    method = given.get("method", PurifyConfig.method)
-    check_choice("method", method, METHOD_SETTINGS)
-    for name in given.keys() - METHOD_SETTINGS[method] - {"method"}:
-        raise ConfigError(f"{name.rstrip('_')}: method {method} does not use it; leave it out")
+    _refuse_unused(given)
     if "transforms" in given and not isinstance(given["transforms"], str):
         given["transforms"] = tuple(given["transforms"])
     variant = given.get("variant")
@@ -330,6 +385,24 @@ def purify_config(**given: Any) -> PurifyConfig:
         if variant == "official":
             given["transforms"] = _official_transforms(given.get("transforms", ("blur:2",)))
     return PurifyConfig(**given)
+
+
+def _refuse_unused(given: dict[str, Any]) -> None:
+    """Refuse a setting that the chosen method or sampler would ignore, also where it has its default."""
+    method, sampler = given.get("method", "auto"), given.get("sampler", "auto")
+    check_choice("method", method, ("auto", *METHOD_SETTINGS))
+    check_choice("sampler", sampler, ("auto", *SAMPLER_SETTINGS))
+    if method != "auto":
+        for name in given.keys() - METHOD_SETTINGS[method] - {"method"}:
+            raise ConfigError(f"{name.rstrip('_')}: method {method} does not use it; leave it out")
+    said = given.keys() & _DDIM
+    if sampler != "auto":
+        for name in said - SAMPLER_SETTINGS[sampler]:
+            raise ConfigError(f"{name.rstrip('_')}: sampler {sampler} does not use it; leave it out")
+    elif not said <= SAMPLER_SETTINGS["warm"]:
+        given["sampler"] = "ddim"
+    elif said:
+        given["sampler"] = "warm"
 
 
 def _official_transforms(transforms: tuple[str, ...]) -> tuple[str, ...]:

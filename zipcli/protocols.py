@@ -65,6 +65,13 @@ class LinearOperator(Protocol):
         """A+ y, (N, C, H, W), where `size` is (H, W)."""
         ...
 
+    def removed_rms(self, size: tuple[int, int], /) -> float:
+        """Root mean square, over pixels, of x - A+ A x for clean images of `size` in [-1, 1].
+
+        About 0.5 is the whole image. It decides with how much noise a short chain begins.
+        """
+        ...
+
 
 class Noise(Protocol):
     """A source of N(0, I) that belongs to the images of one batch."""

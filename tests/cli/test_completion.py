@@ -25,7 +25,7 @@ CASES = {
     "a command for man": (["man", "pur"], {"purify"}),
     "commands": (["p"], {"purify"}),
     "options": (["purify", "--on-c"], {"--on-collision"}),
-    "method": (["purify", "--method", ""], set(METHOD_SETTINGS)),
+    "method": (["purify", "--method", ""], {"auto", *METHOD_SETTINGS}),
     "fit": (["purify", "in", "out", "--fit", ""], set(FITS)),
     "format": (["purify", "--format", "p"], {name for name in FORMATS if name.startswith("p")}),
     "models": (["models", "pu"], {"pull"}),

@@ -194,6 +194,7 @@ def test_the_seed_changes_the_picture_and_speed_settings_do_not(here: Path) -> N
 
 
 UNUSED = {
+    "--sampler": "warm",
     "--steps": "30",
     "--lambda": "1",
     "--eta": "0.5",
@@ -254,7 +255,7 @@ def test_the_environment_gives_options_and_flags_win(here: Path) -> None:
         (["in", "out", "--files-from", "list", "--base", "in"], "--base"),
         (["in", "out", "--variant", "official", "--steps", "30"], "steps"),
         (["in", "out", "--grid", "full", "--steps", "30"], "steps"),
-        (["in", "out", "--steps", "0"], "--steps"),
+        (["in", "out", "--steps", "-1"], "--steps"),
         (["in", "out", "--jobs", "0"], "--jobs"),
         (["in", "out", "--quality", "101", "--format", "jpg"], "--quality"),
         (["in"], "OUT"),
@@ -694,7 +695,9 @@ def test_the_same_model_under_another_name_goes_on(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--steps", "5"], ["-t", "nonsense"], ["--device", "cuda:99"]], ids=" ".join
+    "words",
+    [["--sampler", "ddim", "--steps", "5"], ["-t", "nonsense"], ["--device", "cuda:99"]],
+    ids=" ".join,
 )
 def test_a_refused_run_does_not_stand_in_the_way_of_the_next(here: Path, words: list[str]) -> None:
     picture(here / "in" / "a.png")

@@ -31,6 +31,7 @@ from zipcli.config import (
     METADATA,
     METHOD_SETTINGS,
     ON_COLLISION,
+    SAMPLER_SETTINGS,
     VARIANTS,
     DetectConfig,
     FolderConfig,
@@ -73,18 +74,28 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 )
 @click.option(
     "--method",
-    type=Name("method", METHOD_SETTINGS),
+    type=Name("method", ("auto", *METHOD_SETTINGS)),
     default=PurifyConfig.method,
     show_default=True,
-    help="zip refills what the transforms removed; nullspace does, too, and keeps the rest exactly as it is; "
-    "blur only transforms.",
+    help="zip refills what the transforms removed; nullspace does, too, and hides nothing else under noise, "
+    "for which a prior must be trained; blur only transforms. auto is nullspace with the built-in prior and "
+    "one transform, and else zip.",
+)
+@click.option(
+    "--sampler",
+    type=Name("sampler", ("auto", *SAMPLER_SETTINGS)),
+    default=PurifyConfig.sampler,
+    show_default=True,
+    help="decoupled (auto), warm and multistep begin near the image, and what they end with agrees exactly "
+    "with what the transform kept; ddim is the chain of the ZIP paper, from pure noise.",
 )
 @click.option(
     "--steps",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     default=PurifyConfig.steps,
     show_default=True,
-    help="Steps of the chain; each costs an evaluation of the network.",
+    help="Steps of the chain; each costs an evaluation of the network. 0 is 2 with nullspace, 3 with zip, "
+    "and 20 with --sampler ddim.",
 )
 @click.option(
     "--lambda",
@@ -92,42 +103,42 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=click.FloatRange(min=0),
     default=PurifyConfig.lambda_,
     show_default=True,
-    help="How late the image is let go: 0 ignores the input, inf keeps what the transforms kept exactly.",
+    help="ddim: how late the image is let go: 0 ignores the input, inf keeps what the transforms kept.",
 )
 @click.option(
     "--eta",
     type=click.FloatRange(0, 1),
     default=PurifyConfig.eta,
     show_default=True,
-    help="Fresh noise in each step: 0 none (DDIM), 1 full (DDPM).",
+    help="ddim, warm, multistep: fresh noise in each step: 0 none (DDIM), 1 full (DDPM).",
 )
 @click.option(
     "--grid",
     type=Name("grid", GRIDS),
     default=PurifyConfig.grid,
     show_default=True,
-    help="Which timesteps are visited: official (950 ... 50, 0), paper (999 ... 49, 0), full (all 1000).",
+    help="ddim: which timesteps are visited: official (950 ... 50, 0), paper (999 ... 49, 0), full (all).",
 )
 @click.option(
     "--variant",
     type=Name("variant", VARIANTS),
     default=None,
-    help="Published settings by name; they fix steps, eta and grid.",
+    help="Published settings by name; they fix method, sampler, steps, eta and grid.",
 )
-@click.option("--clip-x0", is_flag=True, help="Clip the estimate of the clean image in every step.")
+@click.option("--clip-x0", is_flag=True, help="ddim: clip the estimate of the clean image in every step.")
 @click.option(
     "--travel-length",
     type=click.IntRange(min=1),
     default=PurifyConfig.travel_length,
     show_default=True,
-    help="Time travel: steps that each jump goes back.",
+    help="ddim: time travel: steps that each jump goes back.",
 )
 @click.option(
     "--travel-repeat",
     type=click.IntRange(min=1),
     default=PurifyConfig.travel_repeat,
     show_default=True,
-    help="Time travel: how often each stretch is walked.",
+    help="ddim: time travel: how often each stretch is walked.",
 )
 @click.option(
     "--model",

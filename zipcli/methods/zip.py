@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zipcli.config import MethodConfig
+from zipcli.methods.few import restore
 from zipcli.methods.grids import CLEAN, chain
 from zipcli.methods.steps import FiniteWatch, ddim_sigma, predict_x0
 from zipcli.protocols import EpsModel, LinearOperator, Noise
@@ -33,6 +34,47 @@ def purify(
         x: Suspicious images, (N, C, H, W), float32 in [-1, 1].
         eps_model: The diffusion prior.
         operators: Transforms A_n; their corrections are averaged (ZIP, section 3.5).
+        config: Sampler, steps and what the sampler needs.
+        noise: As the sampler needs it.
+
+    Returns:
+        Purified images, (N, C, H, W), not clipped. With other samplers than ddim and one transform their
+        A x is that of the input.
+
+    Raises:
+        ConfigError: The grid does not start at pure noise.
+        NonFiniteError: The state of some image became NaN or infinite.
+    """
+    assert eps_model is not None
+    if config.sampler == "ddim":
+        return published_chain(x, eps_model, operators, config, noise=noise)
+    targets = [A.forward(x) for A in operators]
+    size = (x.shape[-2], x.shape[-1])
+
+    def corrected(x_0: Tensor) -> Tensor:
+        return x_0 + correction(x_0, operators, targets, size)
+
+    return restore(x, eps_model, operators, config, noise=noise, covered=_everything, corrected=corrected)
+
+
+def _everything(noise: Tensor) -> Tensor:
+    return noise
+
+
+def published_chain(
+    x: Tensor,
+    eps_model: EpsModel,
+    operators: tuple[LinearOperator, ...],
+    config: MethodConfig,
+    *,
+    noise: Noise,
+) -> Tensor:
+    """The chain of the paper, from pure noise.
+
+    Args:
+        x: Suspicious images, (N, C, H, W), float32 in [-1, 1].
+        eps_model: The diffusion prior.
+        operators: Transforms A_n.
         config: Steps, lambda, eta, grid.
         noise: One draw for the start of the chain, then one for every step.
 
@@ -45,7 +87,6 @@ def purify(
 
     Source: Algorithm 2; with grid "full" and eta 1 it is Algorithm 1.
     """
-    assert eps_model is not None
     table = alpha_bars(eps_model.schedule).tolist()
     visited = chain(config, table)
     targets = [A.forward(x) for A in operators]

@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from zipcli.config import METHOD_SETTINGS, NoiseSchedule, PurifyConfig, check, purify_config
+from zipcli.config import NoiseSchedule, PurifyConfig, check, purify_config
 from zipcli.errors import (
     ConfigError,
     DeviceLostError,
@@ -141,7 +141,7 @@ class Purifier:
             config.tile is None or native_side in (None, config.tile),
             f"tile: model {config.model} takes {native_side} pixels only; leave out --tile",
         )
-        if "grid" in METHOD_SETTINGS[config.method]:
+        if config.sampler == "ddim":
             chain(config, alpha_bars(schedule).tolist())
         side = native_side or config.tile or (DEFAULT_WINDOW if config.fit == "tile" else CROP_SIDE)
         check(

@@ -10,6 +10,9 @@ from zipcli.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+WHOLE = 0.5
+"""Root mean square of images in [-1, 1]: what a transform has removed that leaves nothing."""
+
 # A maker takes what follows the colon (None without one) and a function that reads a mask file.
 Maker = Callable[["str | None", "Callable[[str], Tensor]"], LinearOperator]
 

@@ -1,10 +1,13 @@
 """Several transforms one after another."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from zipcli.errors import InputError, Reason
 from zipcli.protocols import LinearOperator
+from zipcli.transforms import WHOLE
 
 
 class Composed:
@@ -35,6 +38,10 @@ class Composed:
         for part, part_size in zip(reversed(self.parts), reversed(self._sizes[size]), strict=True):
             y = part.pinv(y, part_size)
         return y
+
+    def removed_rms(self, size: tuple[int, int], /) -> float:
+        """What the parts remove, as if it had nothing in common."""
+        return min(WHOLE, math.hypot(*(part.removed_rms(size) for part in self.parts)))
 
     def _check(self, channels: int, size: tuple[int, int]) -> None:
         """Once for each size: note what size each part sees, and refuse A A+ A != A."""

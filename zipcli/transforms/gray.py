@@ -22,6 +22,10 @@ class Gray:
         """Map (N, 1, H, W) to (N, 3, H, W)."""
         return y.expand(-1, 3, -1, -1)
 
+    def removed_rms(self, size: tuple[int, int], /) -> float:
+        """Colour: 0.15 on CIFAR-10 training images, 0.18 on photographs."""
+        return 0.16
+
 
 def make(argument: str | None, read_mask: Callable[[str], Tensor]) -> Gray:
     """Build from "gray"."""

@@ -18,6 +18,10 @@ class Identity:
         """Return y."""
         return y
 
+    def removed_rms(self, size: tuple[int, int], /) -> float:
+        """Nothing."""
+        return 0.0
+
 
 def make(argument: str | None, read_mask: Callable[[str], Tensor]) -> Identity:
     """Build from "identity"."""

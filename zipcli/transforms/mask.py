@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from zipcli.errors import ConfigError, InputError, Reason
+from zipcli.transforms import WHOLE
 
 
 class Mask:
@@ -29,6 +30,10 @@ class Mask:
     def pinv(self, y: Tensor, size: tuple[int, int], /) -> Tensor:
         """Zero what the mask forgets."""
         return self.forward(y)
+
+    def removed_rms(self, size: tuple[int, int], /) -> float:
+        """The whole image, where it is black."""
+        return WHOLE
 
 
 def make(argument: str | None, read_mask: Callable[[str], Tensor]) -> Mask:
