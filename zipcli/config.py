@@ -463,6 +463,9 @@ class Shard:
         return f"{self.index}/{self.count}"
 
 
+REMOTE_JOBS = 16
+"""Threads that read and write by default where a folder is remote: an answer takes its time there."""
+
 ON_COLLISION = ("error", "append")
 """What to do about inputs that would share an output: refuse them, or keep their whole names and append."""
 

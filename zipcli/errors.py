@@ -48,6 +48,7 @@ class Reason(StrEnum):
     FOREIGN_OUTPUT = "foreign_output"
     NAME_UNSUPPORTED = "name_unsupported"
     COLLISION = "collision"
+    NOT_STORED = "not_stored"
 
 
 def shown(text: str) -> str:

@@ -11,7 +11,7 @@ import click
 from zipcli.attacks import ATTACKS
 from zipcli.cli.console import FAILURES_SHOWN, Progress, describe, emit, say
 from zipcli.cli.downloads import model_listener
-from zipcli.cli.options import Name, given, selection_options
+from zipcli.cli.options import LocalPath, Name, given, selection_options
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
     CHOICES,
@@ -41,8 +41,8 @@ OPTIONS = [field.name for field in fields(AttackConfig)]
     "  zipcli attack cifar/train training --attack wanet --split train --rate 0.1\n"
     "  zipcli attack cifar/test poisoned --attack wanet --trigger training/trigger.safetensors"
 )
-@click.argument("folder", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="IN", type=LocalPath(path_type=Path))
+@click.argument("out", metavar="OUT", type=LocalPath(path_type=Path))
 @click.option("--attack", "-a", type=Name("attack", ATTACKS), required=True, help="What to put in.")
 @click.option(
     "--profile",

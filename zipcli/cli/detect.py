@@ -13,7 +13,7 @@ import click
 
 from zipcli.cli.console import FAILURES_SHOWN, PLAIN_SECONDS, clock, closed_streams, emit, say
 from zipcli.cli.detector_options import advice, detector_config, detector_options
-from zipcli.cli.options import LIMIT_OPTIONS, given, limit_options, selection_options
+from zipcli.cli.options import LIMIT_OPTIONS, LocalPath, given, limit_options, selection_options
 from zipcli.cli.signals import StopSignals
 from zipcli.config import DetectConfig, FolderConfig
 from zipcli.errors import ConfigError, ExitCode, InputError, StoppedError, shown
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "  zipcli detect photos --clean known-good --fpr 0.01 --maps maps --json\n"
     "  zipcli detect photos --detector scaleup --classifier model.pt"
 )
-@click.argument("folder", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="IN", type=LocalPath(path_type=Path))
 @detector_options(
     default=DetectConfig.detector,
     help="residual and frequency look at the image alone; scaleup and strip ask a classifier.",

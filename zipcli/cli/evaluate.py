@@ -14,7 +14,7 @@ import click
 from zipcli.cli.classifier_options import classifier_config, classifier_options
 from zipcli.cli.console import PLAIN_SECONDS, clock, printable, say
 from zipcli.cli.downloads import model_listener
-from zipcli.cli.options import given
+from zipcli.cli.options import LocalPath, given
 from zipcli.cli.purify import PIXEL_OPTIONS
 from zipcli.cli.purify import purify as purify_command
 from zipcli.cli.signals import StopSignals
@@ -40,13 +40,13 @@ MEASURES = (
     "  zipcli evaluate poisoned --classifier http://127.0.0.1:8000/predict --purified cleaned\n"
     "  zipcli evaluate photos --classifier 'cmd:python my_model.py' --no-purify"
 )
-@click.argument("folder", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="IN", type=LocalPath(path_type=Path))
 @classifier_options(required=True)
 @click.option(
     "--purified",
     multiple=True,
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=LocalPath(path_type=Path),
     help="Take the images that `zipcli purify IN DIR` wrote, instead of purifying them now.",
 )
 @click.option("--no-purify", is_flag=True, help="Only without a defence.")

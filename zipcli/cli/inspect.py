@@ -8,30 +8,33 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zipcli.cli.console import emit, say
+from zipcli.cli.options import Location
 from zipcli.cli.signals import StopSignals
 from zipcli.errors import ExitCode, shown
 from zipcli.pipeline.outcome import json_path
+from zipcli.pipeline.url import Url
 
 if TYPE_CHECKING:
     from zipcli.pipeline.inspection import Finding
 
 
 @click.command(epilog="\b\nExample:\n  zipcli purify photos clean && zipcli verify clean && rm -rf photos")
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=Location(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No summary; only what is wrong.")
-def verify(*, out: Path, as_json: bool, quiet: bool) -> int:
+def verify(*, out: Path | Url, as_json: bool, quiet: bool) -> int:
     """Check that every output is, byte for byte, what was written.
 
-    OUT is the output folder of `zipcli purify`. Reads every output and compares its digest with the ledger;
-    names those that are missing, changed or unfinished, and images that no run has written. Exit code 3
-    if there is any. Nothing is changed. Of images that no run has come to yet, nothing is known here.
+    OUT is the output folder or URL of `zipcli purify`. Reads every output and compares its digest with
+    the ledger; names those that are missing, changed or unfinished, and images that no run has written.
+    Exit code 3 if there is any. Nothing is changed. Of images that no run has come to yet, nothing is known
+    here.
     """
     stop = StopSignals()
     from zipcli.pipeline import inspection
 
     counts: Counter[str] = Counter()
-    for finding in inspection.verify(out, stop.check):
+    for finding in inspection.verify(inspection.place(out), stop.check):
         counts[finding.state] += 1
         if as_json:
             emit("output", **_as_json(finding))
@@ -56,17 +59,17 @@ def _as_json(finding: "Finding") -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=Location(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def status(*, out: Path, as_json: bool) -> int:
+def status(*, out: Path | Url, as_json: bool) -> int:
     """Say how far an output folder is, and with which settings.
 
-    OUT is the output folder of `zipcli purify`; a run may be writing there. Nothing is changed, and no
+    OUT is the output folder or URL of `zipcli purify`; a run may be writing there. Nothing is changed, and no
     file but the ledger is read.
     """
     from zipcli.pipeline import inspection
 
-    facts = inspection.status(out)
+    facts = inspection.status(inspection.place(out))
     if as_json:
         emit("status", **facts)
         return ExitCode.DONE
@@ -100,17 +103,23 @@ def _size(count: int) -> str:
 
 
 @click.command(epilog="\b\nExample:\n  zipcli merge clean && zipcli verify clean")
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
-def merge(*, out: Path) -> int:
+@click.argument("out", metavar="OUT", type=Location(path_type=Path))
+def merge(*, out: Path | Url) -> int:
     """Join what `zipcli purify --shard` has written.
 
-    OUT is the output folder of all shards. Checks that every shard has run, that no image was taken twice
-    and that all have the same settings, and makes one ledger of theirs; a run without --shard can go on
-    then. No image is touched. Exit code 3 if images have failed, or are not finished.
+    OUT is the output folder or URL of all shards. Checks that every shard has run, that no image was taken
+    twice and that all have the same settings, and makes one ledger of theirs; a run without --shard can go
+    on then. No image is touched. Exit code 3 if images have failed, or are not finished.
     """
     StopSignals(grace=None)  # it takes a moment
-    from zipcli.pipeline.merge import merge
+    if isinstance(out, Url):
+        from zipcli.pipeline.remote_merge import merge_remote
 
-    counts = Counter(record.state for record in merge(out).by_path.values())
+        records = merge_remote(out)
+    else:
+        from zipcli.pipeline.merge import merge
+
+        records = merge(out)
+    counts = Counter(record.state for record in records.by_path.values())
     say(", ".join(f"{count:,} {state}" for state, count in sorted(counts.items())) or "no images")
     return ExitCode.SOME_FAILED if counts["failed"] or counts["started"] else ExitCode.DONE

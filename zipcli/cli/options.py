@@ -7,6 +7,8 @@ import click
 from click.core import ParameterSource
 
 from zipcli.config import FRAMES, FolderConfig
+from zipcli.errors import shown
+from zipcli.pipeline.url import Url, location
 from zipcli.registry import unknown_name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,6 +27,27 @@ class Name(click.Choice[str]):
         if value not in self.choices:
             self.fail(unknown_name(self.kind, str(value), self.choices), param, ctx)
         return str(value)
+
+
+class Location(click.Path):
+    """A folder of this machine, also as file://, or a URL; the value is a `Path` or a `Url`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the folder; a URL with a password in it raises `ConfigError`."""
+        where = location(value) if isinstance(value, str) else value
+        return where if isinstance(where, Url) else super().convert(str(where), param, ctx)
+
+
+class LocalPath(Location):
+    """A file or folder of this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or fail on a URL."""
+        where = super().convert(value, param, ctx)
+        if isinstance(where, Url):
+            words = "only purify, status, verify and merge take URLs; copy it to a folder first"
+            self.fail(f"{shown(str(where))}: {words}", param, ctx)
+        return where
 
 
 class NamedCommands(click.Group):

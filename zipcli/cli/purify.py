@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import click
 from zipcli.cli.console import closed_streams
 from zipcli.cli.detector_options import detector_config, detector_options
 from zipcli.cli.options import (
+    Location,
     Name,
     completing,
     given,
@@ -31,6 +32,7 @@ from zipcli.config import (
     METADATA,
     METHOD_SETTINGS,
     ON_COLLISION,
+    REMOTE_JOBS,
     SAMPLER_SETTINGS,
     VARIANTS,
     DetectConfig,
@@ -39,6 +41,7 @@ from zipcli.config import (
     purify_config,
 )
 from zipcli.errors import ConfigError
+from zipcli.pipeline.url import Url
 
 WISHES = [
     field.name for field in fields(Wishes) if field.name not in ("source", "out", "verbosity", "as_json")
@@ -47,6 +50,7 @@ NOT_OF_TARS = (
     *("files_from", "retry_failed", "watch", "dry_run", "as_json", "allow_empty"),
     *("shard", "overwrite", "paranoid", "force_unlock", "on_collision", "portable_names"),
 )
+NOT_OF_URLS = ("watch",)
 NOT_OF_PICTURES = (*NOT_OF_TARS, "include", "exclude", "jobs", "detector", "fail_on", "strict_ext")
 PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
 FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
@@ -58,7 +62,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "  zipcli purify - - < in.png > out.png\n"
     "  tar c photos | zipcli purify --tar - - | tar x -C clean"
 )
-@click.argument("folders", nargs=-1, metavar="IN OUT", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, metavar="IN OUT", type=Location(path_type=Path))
 @click.option(
     "--transform",
     "-t",
@@ -206,7 +210,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=click.IntRange(1, 256),
     default=FolderConfig.jobs,
     show_default=True,
-    help="Threads that read and write while the network runs.",
+    help="Threads that read and write while the network runs; 16 by default where IN or OUT is a URL.",
 )
 @click.option(
     "--format",
@@ -273,7 +277,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 @click.option("--null", "-0", "null", is_flag=True, help="The names of --files-from end in NUL bytes.")
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
+    type=Location(path_type=Path),
     metavar="FOLDER",
     help="With --files-from: the folder that the tree is mirrored from.  [default: here]",
 )
@@ -317,9 +321,9 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 def purify(
     ctx: click.Context,
     /,
-    folders: tuple[Path, ...],
+    folders: tuple[Path | Url, ...],
     files_from: Path | None,
-    base: Path | None,
+    base: Path | Url | None,
     tar: bool,
     as_json: bool,
     quiet: bool,
@@ -327,6 +331,8 @@ def purify(
     **_options: Any,
 ) -> int:
     """Purify the images below IN into the same tree below OUT.
+
+    Each is a folder, or a URL such as s3://bucket/photos (pip install 'zipcli[remote]').
 
     `zipcli purify - -` purifies one picture from standard input to standard output, and with --tar the
     pictures of a tar stream.
@@ -349,6 +355,10 @@ def purify(
         _refuse_unused(ctx, NOT_OF_PICTURES, "one picture through a pipe")
         return purify_picture(config, folder_config, stop, verbose=bool(verbose))
     source, out = _folders(folders, files_from, base)
+    if isinstance(source, Url) or isinstance(out, Url):
+        _refuse_unused(ctx, NOT_OF_URLS, "a URL")
+        if not given(ctx, ["jobs"]):
+            folder_config = replace(folder_config, jobs=REMOTE_JOBS)
     if as_json and "stdout" in closed_streams:
         raise click.UsageError("--json: standard output is closed")
     again = shlex.join(["zipcli", *sys.argv[1:]])
@@ -394,7 +404,9 @@ def _folder_config(options: dict[str, Any]) -> FolderConfig:
     return config
 
 
-def _folders(folders: tuple[Path, ...], files_from: Path | None, base: Path | None) -> tuple[Path, Path]:
+def _folders(
+    folders: tuple[Path | Url, ...], files_from: Path | None, base: Path | Url | None
+) -> tuple[Path | Url, Path | Url]:
     """The input and output folder; with a list of files, the input is what the tree starts from."""
     if files_from is not None and len(folders) == 1:
         return base or Path(), folders[0]

@@ -1,26 +1,27 @@
 """Purifies a folder for `zipcli purify`: what is decided and refused before a run, the run, and the watch."""
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import click
 
+from zipcli.cli import purify_places as places
 from zipcli.cli.console import Progress, emit, say
 from zipcli.cli.purify_engine import engine
 from zipcli.cli.purify_stream import stdin
 from zipcli.cli.signals import StopSignals
 from zipcli.config import DetectConfig, FolderConfig, PurifyConfig, check
 from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
+from zipcli.pipeline.url import Url
 
 if TYPE_CHECKING:
+    from zipcli.pipeline.account import Account
     from zipcli.pipeline.folder import FolderRun
-    from zipcli.pipeline.ledger import Ledger
     from zipcli.pipeline.outcome import Outcome
-    from zipcli.pipeline.plan import Entry, Plan
+    from zipcli.pipeline.plan import Entry, Plan, Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class Wishes:
         verbosity: -1 for quiet, 0, or 1 and more for a line per image.
     """
 
-    source: Path
-    out: Path
+    source: Path | Url
+    out: Path | Url
     files_from: Path | None = None
     null: bool = False
     retry_failed: bool = False
@@ -69,18 +70,19 @@ def purify_folder(
     if wishes.retry_failed and not plan.listed:
         return _nothing_to_do(wishes)
     size = _check_plan(plan, stop, allow_empty=wishes.allow_empty, watch=wishes.watch)
-    if wishes.out.resolve().is_relative_to(wishes.source.resolve()):
+    if places.is_inside(wishes.out, wishes.source):
         say(f"Note: {shown(str(wishes.out))} lies inside the input folder; who removes that removes it, too")
 
     from zipcli.images.guard import shared_pool
-    from zipcli.pipeline.ledger import Ledger, refuse_unwritable
 
     if not wishes.dry_run:
         shared_pool().warm(files.jobs)  # they start while we import torch
-    ledger = Ledger(wishes.out, plan.base, files.part)
+    ledger = places.ledger_of(wishes.out, plan.base, files)
     if not wishes.watch:  # a service must start again; what is in the way costs one image then
         _refuse_foreign(plan, ledger, stop)
-    if not wishes.dry_run:
+    if not wishes.dry_run and isinstance(wishes.out, Path):
+        from zipcli.pipeline.ledger import refuse_unwritable
+
         refuse_unwritable(wishes.out)
 
     from zipcli.pipeline.folder import FolderRun
@@ -106,18 +108,15 @@ def _nothing_to_do(wishes: Wishes) -> int:
     return ExitCode.DONE
 
 
-def _plan(wishes: Wishes, files: FolderConfig, stop: StopSignals) -> "Plan":
-    from zipcli.pipeline.plan import Plan, check_folders, relative_paths, without_collisions
+def _plan(wishes: Wishes, files: FolderConfig, stop: StopSignals) -> "Selection":
+    from zipcli.pipeline.plan import without_collisions
 
-    check_folders(wishes.source, wishes.out, inside=True)
-    plan = all_files = Plan(base=wishes.source, config=files, out=wishes.out)
+    plan = all_files = places.whole_plan(wishes.source, wishes.out, files)
     if wishes.retry_failed:
-        from zipcli.pipeline.records import failed_paths
-
-        plan = replace(plan, listed=failed_paths(wishes.out), may_be_gone=True)
+        plan = replace(plan, listed=places.failed_paths(wishes.out), may_be_gone=True)
     elif wishes.files_from is not None:
         names = _read_list(wishes.files_from, stop, null=wishes.null)
-        plan = all_files = replace(plan, listed=relative_paths(names, wishes.source, wishes.out))
+        plan = all_files = replace(plan, listed=places.relative_paths(names, wishes.source, wishes.out))
     if files.on_collision == "append":
         plan = without_collisions(plan, _until_stopped(all_files.of_all_shards(), stop))
     return plan
@@ -151,7 +150,7 @@ class PlanSize:
         self.ignored += 1
 
 
-def _check_plan(plan: "Plan", stop: StopSignals, *, allow_empty: bool, watch: bool) -> PlanSize:
+def _check_plan(plan: "Selection", stop: StopSignals, *, allow_empty: bool, watch: bool) -> PlanSize:
     """Count the files of our shard, refusing names that collide and a run that would do nothing."""
     from zipcli.pipeline.plan import collisions, no_images
 
@@ -202,7 +201,12 @@ def _refuse_unportable(entries: Iterator["Entry | Outcome"]) -> None:
 
 
 def _run(
-    run: "FolderRun", plan: "Plan", ledger: "Ledger", wishes: Wishes, size: PlanSize, stop: StopSignals
+    run: "FolderRun",
+    plan: "Selection",
+    ledger: "Account",
+    wishes: Wishes,
+    size: PlanSize,
+    stop: StopSignals,
 ) -> int:
     """Purify and report; the ledger is ours until the end."""
     name, as_json = shown(str(ledger.out)), wishes.as_json
@@ -220,7 +224,7 @@ def _run(
             say(f"Note: {ledger.took_over} had {name} before and did not end in order; going on")
         try:
             if wishes.watch:
-                _watch(run, plan, wishes, progress, stop)
+                _watch(run, cast("Plan", plan), wishes, progress, stop)
             code = run.run(progress.add, stop.check).exit_code(plan.config.tolerated)
         except StoppedError as e:
             code, stopped = e.exit_code, True
@@ -248,7 +252,7 @@ def _watch(run: "FolderRun", plan: "Plan", wishes: Wishes, progress: Progress, s
         stop.wait(wishes.settle)
 
 
-def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
+def _refuse_foreign(plan: "Selection", ledger: "Account", stop: StopSignals) -> None:
     """Refuse before any work when outputs exist that we did not write."""
     from zipcli.pipeline.plan import Entry, files_in_the_way
     from zipcli.pipeline.resume import Decision
@@ -263,7 +267,8 @@ def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
             if decision is Decision.REFUSE:
                 foreign.append(entry.target)
     name = shown(str(ledger.out))
-    if blocking := files_in_the_way(folders, ledger.out):
+    # Of objects, one may be called as the folder of another.
+    if isinstance(ledger.out, Path) and (blocking := files_in_the_way(folders, ledger.out)):
         what = f"{name}: files are in the way where folders are needed; move them"
         raise _refusal(what, [shown(file) for file in blocking])
     if foreign:
@@ -274,7 +279,9 @@ def _refuse_foreign(plan: "Plan", ledger: "Ledger", stop: StopSignals) -> None:
         raise _refusal(what, [shown(file) for file in foreign])
 
 
-def _show_plan(plan: "Plan", ledger: "Ledger", counts: PlanSize, stop: StopSignals, *, as_json: bool) -> int:
+def _show_plan(
+    plan: "Selection", ledger: "Account", counts: PlanSize, stop: StopSignals, *, as_json: bool
+) -> int:
     """Say what a run would do; inputs are not read, so those that were changed are not seen."""
     from zipcli.pipeline.plan import Entry
     from zipcli.pipeline.resume import Decision
@@ -298,11 +305,13 @@ def _show_plan(plan: "Plan", ledger: "Ledger", counts: PlanSize, stop: StopSigna
 
                 paths = json_path("path", entry.path) | json_path("out_path", entry.target)
                 emit("plan", **paths, decision=decision.value, bytes=entry.size)
-    free = shutil.disk_usage(next(p for p in (ledger.out, *ledger.out.absolute().parents) if p.exists())).free
+    free = places.free_bytes(ledger.out)
     if as_json:
-        counted = {"found": found, "ignored": counts.ignored, "purify": todo}
-        emit("plan_end", **counted, bytes=size, free_bytes=free, settings=ledger.settings)
+        counted = {"found": found, "ignored": counts.ignored, "purify": todo, "bytes": size}
+        disk = {} if free is None else {"free_bytes": free}
+        emit("plan_end", **counted, **disk, settings=ledger.settings)
     else:
+        disk_there = "" if free is None else f"free disk there: {free / 1e9:.1f} GB; "
         say(f"would purify {todo} of {found} images ({size / 1e6:.1f} MB) into {ledger.out}")
-        say(f"free disk there: {free / 1e9:.1f} GB; settings: {ledger.settings}")
+        say(f"{disk_there}settings: {ledger.settings}")
     return ExitCode.DONE

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zipcli.cli.console import say
-from zipcli.cli.options import given
+from zipcli.cli.options import LocalPath, given
 from zipcli.cli.signals import StopSignals
 from zipcli.config import ReportConfig
 from zipcli.errors import ExitCode, StoppedError, shown
@@ -27,7 +27,7 @@ OPTIONS = [field.name for field in fields(ReportConfig)]
     "  zipcli report clean -o report.html\n"
     "  zipcli report clean -o report.html --evaluation badnets.json --evaluation wanet.json"
 )
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=LocalPath(path_type=Path))
 @click.option(
     "--output",
     "-o",

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from zipcli.cli.console import FAILURES_SHOWN, PLAIN_SECONDS, clock, emit, printable, say
 from zipcli.cli.downloads import model_listener
-from zipcli.cli.options import Name, given, selection_options
+from zipcli.cli.options import LocalPath, Name, given, selection_options
 from zipcli.cli.signals import StopSignals
 from zipcli.config import SIZES, TRAIN_DTYPES, TrainConfig
 from zipcli.errors import ExitCode, Reason, StoppedError, shown
@@ -33,8 +33,8 @@ OPTIONS = [field.name for field in fields(TrainConfig)]
     "  zipcli train signs signs.safetensors --from builtin --steps 3000\n"
     "  zipcli purify suspects clean --model signs.safetensors"
 )
-@click.argument("folder", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="IN", type=LocalPath(path_type=Path))
+@click.argument("target", metavar="OUT", type=LocalPath(path_type=Path))
 @click.option(
     "--from",
     "model",

@@ -126,10 +126,19 @@ def _checked_size(status: os.stat_result, name: str, limits: Limits) -> int:
     """Size of an open file, once it is known to be one that we read."""
     if not stat.S_ISREG(status.st_mode):
         raise InputError(Reason.NOT_A_FILE, f"{name}: not a regular file; give the path of an image file")
-    if status.st_size == 0:
-        raise InputError(Reason.EMPTY, f"{name}: the file is empty; copy it again from its source")
-    _check_bytes(status.st_size, name, limits)
+    check_size(status.st_size, name, limits)
     return status.st_size
+
+
+def check_size(size: int, name: str, limits: Limits) -> None:
+    """Refuse a file by its size, before anything of it is read.
+
+    Raises:
+        InputError: It is empty or too large.
+    """
+    if size == 0:
+        raise InputError(Reason.EMPTY, f"{name}: the file is empty; copy it again from its source")
+    _check_bytes(size, name, limits)
 
 
 def _check_bytes(size: int, name: str, limits: Limits) -> None:

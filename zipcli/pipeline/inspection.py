@@ -3,10 +3,10 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from zipcli.config import IMAGE_PATTERNS, Shard
 from zipcli.errors import ConfigError, shown
@@ -15,7 +15,97 @@ from zipcli.pipeline.outcome import json_path
 from zipcli.pipeline.plan import matches
 from zipcli.pipeline.records import Record, Records, lock_file, read_records, shards_of
 from zipcli.pipeline.resume import output_sha256
-from zipcli.pipeline.settings import STATE_FOLDER, read_state
+from zipcli.pipeline.settings import STATE_FOLDER, State, read_state
+from zipcli.pipeline.url import Url
+
+
+class Place(Protocol):
+    """An output folder to look at, local or remote; `str` of it is how messages name it."""
+
+    def state(self) -> State:
+        """What run.json says."""
+
+    def shards(self) -> list[Shard]:
+        """The shards that have a ledger there."""
+
+    def records(self, shards: Iterable[Shard] | None = None, /) -> Records:
+        """What the ledgers of some shards say, or of all."""
+
+    def owner(self, shard: Shard, /) -> str | None:
+        """Who is writing there as a shard."""
+
+    def size(self, target: str, /) -> int | None:
+        """Size of an output; None where there is none, -1 for what is no file."""
+
+    def sha256(self, target: str, /) -> str | None:
+        """Digest of an output, or None."""
+
+    def files(self) -> Iterator[str]:
+        """Paths of everything there but the state folder."""
+
+
+class Folder:
+    """An output folder of this machine."""
+
+    def __init__(self, out: Path) -> None:
+        """Take the folder."""
+        self.out = out
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        return str(self.out)
+
+    def state(self) -> State:
+        """As `read_state`."""
+        return read_state(self.out)
+
+    def shards(self) -> list[Shard]:
+        """As `shards_of`."""
+        return shards_of(self.out)
+
+    def records(self, shards: Iterable[Shard] | None = None) -> Records:
+        """As `read_records`."""
+        return read_records(self.out, shards)
+
+    def owner(self, shard: Shard) -> str | None:
+        """Who holds the lock of a shard."""
+        return holder(lock_file(self.out, shard))
+
+    def size(self, target: str) -> int | None:
+        """Size of an output.
+
+        Raises:
+            OSError: Nobody can look there.
+        """
+        try:
+            status = (self.out / target).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+    def sha256(self, target: str) -> str | None:
+        """As `output_sha256`."""
+        return output_sha256(self.out / target)
+
+    def files(self) -> Iterator[str]:
+        """Links are included, and those to folders not followed."""
+        for folder, folders, files in os.walk(self.out):
+            folders[:] = sorted(name for name in folders if name != STATE_FOLDER)
+            for name in sorted(files):
+                yield os.path.relpath(os.path.join(folder, name), self.out)  # noqa: PTH118  # names of any bytes
+
+
+def place(out: Path | Url) -> Place:
+    """What to look at an output folder with.
+
+    Raises:
+        ConfigError: The protocol of a URL needs a package that is not here.
+    """
+    if isinstance(out, Url):
+        from zipcli.pipeline.remote_records import RemoteFolder
+
+        return RemoteFolder(out)
+    return Folder(out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +126,7 @@ class Finding:
     message: str | None = None
 
 
-def verify(out: Path, check_stop: Callable[[], None] = lambda: None) -> Iterator[Finding]:
+def verify(out: Place, check_stop: Callable[[], None] = lambda: None) -> Iterator[Finding]:
     """Compare every output with its digest in the ledger, and name images that are not in it.
 
     Yields:
@@ -45,8 +135,8 @@ def verify(out: Path, check_stop: Callable[[], None] = lambda: None) -> Iterator
     Raises:
         ConfigError: `out` was not written by zipcli, or its state is damaged.
     """
-    fingerprint = read_state(out).fingerprint
-    records = read_records(out)
+    fingerprint = out.state().fingerprint
+    records = out.records()
     if records.damaged_lines:
         raise ConfigError(
             f"{shown(str(out))}: {records.damaged_lines} damaged lines in the ledger, so nobody knows what "
@@ -60,35 +150,36 @@ def verify(out: Path, check_stop: Callable[[], None] = lambda: None) -> Iterator
             finding = _verdict(out, path, record, name, fingerprint)
             if finding is not None:
                 yield finding
-    for name in _images(out):
+    for name in out.files():
         check_stop()
-        if name not in ours:
+        # What a reader of the folder would take for an image.
+        if name not in ours and matches(name, IMAGE_PATTERNS):
             message = "an image that no run here has written"
             yield Finding(out_path=name, path=None, state="foreign", message=message)
 
 
-def _healer(out: Path) -> str:
+def _healer(out: Place) -> str:
     """The command that sets damaged lines aside: of several ledgers, nobody but `merge` has them all."""
-    has_shards = any(shard.count > 1 for shard in shards_of(out))
+    has_shards = any(shard.count > 1 for shard in out.shards())
     return f"zipcli merge {shown(str(out))}" if has_shards else "the same zipcli purify again"
 
 
-def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) -> Finding | None:
+def _verdict(out: Place, path: str, record: Record, name: str, fingerprint: str) -> Finding | None:
     """What a record and the file that it speaks of say together; None where nothing should be there."""
 
     def finding(state: str, message: str | None = None) -> Finding:
         return Finding(out_path=name, path=path, state=state, message=message)
 
     try:
-        status = (out / name).lstat()
-    except (FileNotFoundError, NotADirectoryError):
+        size = out.size(name)
+    except OSError as e:
+        return finding("unreadable", f"{e.strerror}")
+    if size is None:
         if name == record.claim:
             return finding("unfinished", "begun and not finished; run the same zipcli purify again")
         if not record.is_finished:
             return None
         return finding("missing", "it was written, and is not there any more")
-    except OSError as e:
-        return finding("unreadable", f"{e.strerror}")
     output = record.output
     if name == record.claim or output is None:
         return finding("unfinished", "begun and not finished; run the same zipcli purify again")
@@ -96,10 +187,10 @@ def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) 
         return finding("other-settings", "purified with other settings than the folder has now")
     if not record.is_finished:
         return finding("outdated", "its input has failed since; it may be of an earlier version")
-    if not stat.S_ISREG(status.st_mode) or status.st_size != output.bytes:
+    if size < 0 or size != output.bytes:
         return finding("changed", "not the file that was written")
     try:
-        sha256 = output_sha256(out / name)
+        sha256 = out.sha256(name)
     except OSError as e:
         return finding("unreadable", f"{e.strerror}")
     if sha256 != output.sha256:
@@ -107,17 +198,7 @@ def _verdict(out: Path, path: str, record: Record, name: str, fingerprint: str) 
     return finding("intact")
 
 
-def _images(out: Path) -> Iterator[str]:
-    """Relative paths of the files that a reader of the folder would take for images, links included."""
-    for folder, folders, files in os.walk(out):
-        folders[:] = sorted(name for name in folders if name != STATE_FOLDER)
-        for name in sorted(files):
-            path = os.path.relpath(os.path.join(folder, name), out)  # noqa: PTH118  # names of any bytes
-            if matches(path, IMAGE_PATTERNS):
-                yield path
-
-
-def status(out: Path) -> dict[str, Any]:
+def status(out: Place) -> dict[str, Any]:
     """How far an output folder is, ready for JSON.
 
     Returns:
@@ -129,14 +210,15 @@ def status(out: Path) -> dict[str, Any]:
     Raises:
         ConfigError: `out` was not written by zipcli, or its state is damaged.
     """
-    state, read = read_state(out), read_records(out)
+    state, read = out.state(), out.records()
     records = read.by_path.values()
     outputs = [record.output for record in records if record.is_finished and record.output]
     times = sorted(record.time for record in records if record.time)
-    shards = [_shard_status(out, shard) for shard in shards_of(out)]
+    shards = [_shard_status(out, shard) for shard in out.shards()]
     return {
         **json_path("folder", str(out)),
         **({} if state.input is None else json_path("input", str(state.input))),
+        **({} if state.input_url is None else {"input": state.input_url}),
         "version": state.version,
         "settings": state.settings,
         "fingerprint": state.fingerprint,
@@ -152,9 +234,8 @@ def status(out: Path) -> dict[str, Any]:
     }
 
 
-def _shard_status(out: Path, shard: Shard) -> dict[str, Any]:
-    running = holder(lock_file(out, shard))
-    return {"shard": str(shard), "running": running, "counts": _counts(read_records(out, [shard]))}
+def _shard_status(out: Place, shard: Shard) -> dict[str, Any]:
+    return {"shard": str(shard), "running": out.owner(shard), "counts": _counts(out.records([shard]))}
 
 
 def _counts(records: Records) -> dict[str, int]:

@@ -19,25 +19,21 @@ never shows half a file. `resume.py` is the table of what follows from that.
 
 import contextlib
 import errno
-import json
 import os
 import shutil
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zipcli import __version__
 from zipcli.config import Shard
-from zipcli.errors import InputError, LockedError, OutputError, Reason, shown
+from zipcli.errors import InputError, OutputError, Reason, shown
 from zipcli.images.write import publish, sync_folder, withdraw
+from zipcli.pipeline.account import Account, stranger_at_work
 from zipcli.pipeline.lock import holder, locked
 from zipcli.pipeline.looking import looking
-from zipcli.pipeline.outcome import Outcome, json_path
+from zipcli.pipeline.outcome import Outcome, as_line
 from zipcli.pipeline.records import (
     WHOLE,
-    Record,
     Records,
     heal,
     ledger_file,
@@ -47,15 +43,14 @@ from zipcli.pipeline.records import (
     refuse_other_shards,
     scratch_folder,
 )
-from zipcli.pipeline.resume import DECISIONS, Decision, Found, find, has_bytes, size_of
+from zipcli.pipeline.resume import OutputFolder, has_bytes
 from zipcli.pipeline.settings import (
     STATE_FOLDER,
-    complete,
-    fingerprint,
     has_settings,
     refuse_other_settings,
     write_settings,
 )
+from zipcli.pipeline.url import Url
 
 RESERVE_BYTES = 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -78,10 +73,10 @@ def refuse_unwritable(out: Path) -> None:
         raise OutputError(f"{shown(str(out))}: cannot write there: {os.strerror(errno.EACCES)}")
 
 
-class Ledger:
+class Ledger(Account):
     """The state folder of one output folder, or what a shard has of it, locked by this run."""
 
-    def __init__(self, out: Path, source: Path | None = None, shard: Shard = WHOLE) -> None:
+    def __init__(self, out: Path, source: Path | Url | None = None, shard: Shard = WHOLE) -> None:
         """Look at what an output folder holds; nothing is written before `open`.
 
         Args:
@@ -92,72 +87,20 @@ class Ledger:
         Raises:
             ConfigError: The folder was divided into other shards.
         """
-        self.out = out
+        super().__init__(out, OutputFolder(out), shard)
+        self.out: Path = out
         self.source = source
-        self.shard = shard
         self.folder = out / STATE_FOLDER
         self.scratch = scratch_folder(out, shard)
         self._lock = lock_file(out, shard)
         self._reserve = self.folder / f"reserve-{shard.index:05}-of-{shard.count:05}"
         self._file = ledger_file(out, shard)
-        self.settings: dict[str, Any] = {}
-        self.fingerprint = ""
-        self.took_over: str | None = None
-        self._overwrite = False
         self._known = self._read()
-        self._published: dict[str, str] = {}
-        self._write_lock = threading.Lock()
         self._descriptor = -1
-
-    def use_settings(self, settings: dict[str, Any], *, overwrite: bool) -> None:
-        """Say what this run does; settings are never mixed in one folder.
-
-        Args:
-            settings: Everything that can change the bytes of an output, ready for JSON.
-            overwrite: Purify again what was purified with other settings.
-
-        Raises:
-            ConfigError: The folder has outputs of other settings and `overwrite` is False.
-        """
-        self.settings = complete(settings)
-        self.fingerprint = fingerprint(self.settings)
-        self._overwrite = overwrite
-        self._refuse_other_settings()
 
     def _refuse_other_settings(self) -> None:
         if not self._overwrite:
             refuse_other_settings(self.out, self.settings)
-
-    @property
-    def records(self) -> Mapping[str, Record]:
-        """The last record of each input, by its path."""
-        return self._known.by_path
-
-    @property
-    def damaged_lines(self) -> int:
-        """Lines that could not be understood."""
-        return self._known.damaged_lines
-
-    def decide(
-        self, path: str, target: str, in_sha256: str | None, *, overwrite: bool, paranoid: bool = False
-    ) -> Decision:
-        """Decide about one input.
-
-        Args:
-            path: The input.
-            target: Its output, relative to the output folder.
-            in_sha256: Digest of the input; None to leave changes of the input out of it.
-            overwrite: Whether files that are not ours may be replaced.
-            paranoid: Whether to read an output before it is believed to be done.
-        """
-        record = self.records.get(path)
-        found = find(self.out, target, record, in_sha256, self.fingerprint, paranoid=paranoid)
-        return Decision.PURIFY if found is Found.FOREIGN and overwrite else DECISIONS[found]
-
-    def owns(self, path: str, target: str) -> bool:
-        """Whether an output, should it exist, was written by us for this input."""
-        record = self.records.get(path)
-        return record is not None and target in record.targets
 
     @contextlib.contextmanager
     def open(self, *, force: bool = False) -> Iterator["Ledger"]:
@@ -218,11 +161,9 @@ class Ledger:
         Each run has its own lock by then: of two that come at once, at least one sees the other.
         """
         changes = self._overwrite and not has_settings(self.out, self.settings)
-        for shard in locks_of(self.out):
-            is_peer = shard.count == self.shard.count and not changes
-            if shard != self.shard and not is_peer and (who := holder(lock_file(self.out, shard))):
-                whose = "a run without --shard" if shard == WHOLE else f"shard {shard}"
-                raise LockedError(f"{shown(str(self.out))}: {whose} is writing there ({who}); wait for it")
+        for shard in self._strangers(locks_of(self.out), changes=changes):
+            if who := holder(lock_file(self.out, shard)):
+                raise stranger_at_work(shown(str(self.out)), shard, who)
 
     def _read(self) -> Records:
         """Read our lines, and those of the runs before there were shards."""
@@ -247,9 +188,8 @@ class Ledger:
 
     def start(self, images: Iterable[tuple[str, str, str]], seed: int | None) -> None:
         """Note (path, target, input digest) of images before their outputs can appear; synced."""
-        for path, target, in_sha256 in images:
-            line = {"state": "started", **json_path("path", path), **json_path("out_path", target)}
-            self._append({**line, "in_sha256": in_sha256, "seed": seed})
+        for line in self._started(images, seed):
+            self._append(line)
         self.sync()
 
     def publish(self, path: str, target: str, data: bytes) -> None:
@@ -260,12 +200,7 @@ class Ledger:
                 the way, or the name is not possible there.
             OutputError: The folder cannot be written.
         """
-        may_replace = self._overwrite or self.owns(path, target)
-        if self._overwrite:  # which is for what others wrote, and not for what we have just written
-            with self._write_lock:
-                first = self._published.setdefault(target, path)
-            if first != path:
-                raise _collision(path, first, target)
+        may_replace = self._may_replace(path, target)
         try:
             publish(data, self.out, target, self.scratch, replace=may_replace)
         except InputError as e:
@@ -276,46 +211,15 @@ class Ledger:
                 self._refuse_collision(path, target)
                 raise
 
-    def _refuse_collision(self, path: str, target: str) -> None:
-        """Say so where what is in the way is the output of another input."""
-        with self._write_lock:
-            owners = [other for other, record in self.records.items() if target in record.targets]
-        if owners:
-            raise _collision(path, owners[0], target)
-
     def finish(self, outcome: Outcome) -> None:
         """Note what became of an image; may be called from several threads."""
-        line = self._append(outcome.as_json())
-        with self._write_lock:
-            self._known.add(line)
+        self._learn(self._append(outcome.as_json()))
 
     def retract(self, path: str, target: str, in_sha256: str | None) -> None:
-        """Remove our own output of an input that now fails, where it is not of this very version.
-
-        It would pass for the current one. What somebody has edited stays, and so does the output of
-        an input that cannot be read, which may well be unchanged.
-        """
-        record = self.records.get(path)
-        size = size_of(self.out / target)
-        if record is None or target not in record.targets or in_sha256 is None or size is None:
-            return
-        output = record.output
-        if output is not None and output.path == target and output.bytes == size:
-            if (output.in_sha256, output.fingerprint) == (in_sha256, self.fingerprint):
-                return
-        elif record.claim != target:
-            return
-        with self._reporting():
-            withdraw(self.out, target)
-
-    def stale(self) -> int:
-        """Count the outputs that this run left behind with other settings."""
-        return sum(
-            record.output is not None
-            and record.output.fingerprint != self.fingerprint
-            and size_of(self.out / record.output.path) is not None
-            for record in self.records.values()
-        )
+        """Remove our own output of an input that now fails, where it is not of this very version."""
+        if self._is_outdated(path, target, in_sha256):
+            with self._reporting():
+                withdraw(self.out, target)
 
     def sync(self) -> None:
         """Put every line on the disk."""
@@ -324,9 +228,8 @@ class Ledger:
 
     def _append(self, line: dict[str, Any]) -> dict[str, Any]:
         """Write one line with one call, so that lines of several threads never mix; return it."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        line = {**line, "fingerprint": self.fingerprint, "time": now, "version": __version__}
-        data = json.dumps(line).encode() + b"\n"
+        line = self._stamped(line)
+        data = as_line(line)
         with self._write_lock, self._reporting():
             try:
                 self._write(data)
@@ -360,8 +263,3 @@ class Ledger:
                 f"{shown(str(self.folder))}: cannot write the ledger: {e.strerror}; free the disk and run "
                 "the same command again"
             ) from e
-
-
-def _collision(path: str, first: str, target: str) -> InputError:
-    message = f"{shown(path)}: {shown(first)} has become {shown(target)} already; rename one"
-    return InputError(Reason.COLLISION, message)

@@ -123,8 +123,8 @@ def locked(file: Path, what: Path, *, force: bool = False, remedy: str | None = 
             file.unlink(missing_ok=True)  # a lock on a file without a name stops nobody
             os.close(descriptor)
             descriptor, is_taken = _acquire(file, what)
-        if is_taken is False or not (_is_gone(owner, force=force) or (is_taken and _works(file))):
-            raise LockedError(_refusal(owner, what, remedy or f"remove {shown(str(file))}"))
+        if is_taken is False or not (is_gone(owner, force=force) or (is_taken and _works(file))):
+            raise LockedError(refusal(owner, str(what), remedy or f"remove {shown(str(file))}"))
         _record(descriptor, json.dumps(asdict(this_process())))
         try:
             yield str(owner) if owner else None
@@ -193,13 +193,14 @@ def _works(file: Path) -> bool:
         return False
 
 
-def _is_gone(owner: Owner | None, *, force: bool) -> bool:
+def is_gone(owner: Owner | None, *, force: bool) -> bool:
     """Whether nobody is recorded, or somebody who has ended, as we see here or the user knows."""
     return owner is None or (not owner.is_alive and (owner.is_here or force))
 
 
-def _refusal(owner: Owner | None, what: Path, remedy: str) -> str:
-    running = f"{shown(str(what))}: another run is writing there ({owner or 'unknown'}); wait for it"
+def refusal(owner: Owner | None, what: str, remedy: str) -> str:
+    """What to say to whoever finds a lock taken; `remedy` is for those who know that its owner has ended."""
+    running = f"{shown(what)}: another run is writing there ({owner or 'unknown'}); wait for it"
     if owner and owner.is_here:
         return running
     return f"{running}, or, when you know that it has ended, {remedy}"
@@ -208,9 +209,17 @@ def _refusal(owner: Owner | None, what: Path, remedy: str) -> str:
 def _recorded(descriptor: int) -> Owner | None:
     """Who wrote there last and did not let go; None also where that cannot be read."""
     try:
-        values = json.loads(os.pread(descriptor, 1000, 0))
+        return owner_from_json(os.pread(descriptor, 1000, 0))
+    except OSError:
+        return None
+
+
+def owner_from_json(data: bytes) -> Owner | None:
+    """Who wrote this into a lock; None where that cannot be understood."""
+    try:
+        values = json.loads(data)
         return Owner(host=str(values["host"]), pid=int(values["pid"]), started=str(values["started"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from zipcli.config import Shard
 from zipcli.errors import ConfigError, OutputError, shown
 from zipcli.images.write import sync_folder
+from zipcli.pipeline.inspection import Folder, Place
 from zipcli.pipeline.lock import locked
 from zipcli.pipeline.records import (
     WHOLE,
@@ -43,12 +44,12 @@ def merge(out: Path) -> Records:
         parts = [shard for shard in shards if shard.count > 1]
         is_merged = _are_merged(out, parts)
         if not is_merged:
-            _refuse_incomplete(out, parts)
+            refuse_incomplete(str(out), parts)
         try:
             scratch_folder(out, WHOLE).mkdir(parents=True, exist_ok=True)
             _heal(out, shards)
-            records = _joined(out, shards)
-            _refuse_mixed(out, records, fingerprint)
+            records = joined(Folder(out), shards)
+            refuse_mixed(str(out), records, fingerprint)
             if parts and not is_merged:
                 _write(out, shards)
                 sync_folder(out / STATE_FOLDER)  # before the parts go
@@ -72,9 +73,14 @@ def _are_merged(out: Path, parts: list[Shard]) -> bool:
         raise OutputError(f"{shown(str(out))}: cannot read the ledgers: {e.strerror}") from e
 
 
-def _refuse_incomplete(out: Path, parts: list[Shard]) -> None:
+def refuse_incomplete(out: str, parts: list[Shard]) -> None:
+    """Refuse to join the ledgers of shards when not all have run.
+
+    Raises:
+        ConfigError: So it is, or the folder was divided in several ways.
+    """
     counts = {shard.count for shard in parts}
-    name = shown(str(out))
+    name = shown(out)
     if len(counts) > 1:
         words = " and ".join(str(count) for count in sorted(counts))
         raise ConfigError(f"{name}: has ledgers of {words} shards; remove those that are of no use")
@@ -88,19 +94,21 @@ def _refuse_incomplete(out: Path, parts: list[Shard]) -> None:
         raise ConfigError(f"{name}: shards {', '.join(missing[:20])} have not run yet; run them first")
 
 
-def _joined(out: Path, shards: list[Shard]) -> Records:
-    """The records of all ledgers together; each image belongs to one shard."""
-    records = Records()
+def joined(out: Place, shards: list[Shard]) -> Records:
+    """The records of all ledgers together.
+
+    Raises:
+        ConfigError: An image does not belong to the shard that has it.
+        OutputError: A ledger cannot be read.
+    """
     for shard in shards:
-        own = Records()
-        own.read(ledger_file(out, shard))
+        own = out.records([shard])
         strays = [path for path in own.by_path if shard.count > 1 and not shard.takes(path)]
         if strays:
             raise ConfigError(
                 f"{shown(str(out))}: {shown(strays[0])} does not belong to shard {shard}, whose ledger has it"
             )
-        records.read(ledger_file(out, shard))
-    return records
+    return out.records(shards)
 
 
 def _heal(out: Path, shards: list[Shard]) -> None:
@@ -110,8 +118,13 @@ def _heal(out: Path, shards: list[Shard]) -> None:
             heal(ledger_file(out, shard), scratch_folder(out, WHOLE))
 
 
-def _refuse_mixed(out: Path, records: Records, fingerprint: str) -> None:
-    name = shown(str(out))
+def refuse_mixed(out: str, records: Records, fingerprint: str) -> None:
+    """Refuse to call a folder done that has outputs of several settings.
+
+    Raises:
+        ConfigError: It has.
+    """
+    name = shown(out)
     finished = [r.output for r in records.by_path.values() if r.is_finished and r.output]
     others = sum(output.fingerprint != fingerprint for output in finished)
     if others:

@@ -1,6 +1,7 @@
 """What became of one image, and of a run."""
 
 import base64
+import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -124,6 +125,11 @@ def json_path(name: str, path: str) -> dict[str, str]:
         return {name: raw.decode()}
     except UnicodeDecodeError:
         return {name: raw.decode(errors="replace"), f"{name}_b64": base64.b64encode(raw).decode()}
+
+
+def as_line(values: dict[str, Any]) -> bytes:
+    """A line of a ledger."""
+    return json.dumps(values).encode() + b"\n"
 
 
 def path_from_json(record: dict[str, Any], name: str) -> str:

@@ -3,10 +3,12 @@
 import errno
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from zipcli.config import FolderConfig
 from zipcli.errors import ConfigError, OutputError, Reason, shown
@@ -14,6 +16,7 @@ from zipcli.images.load import read_file
 from zipcli.images.write import output_name
 from zipcli.pipeline.looking import looking
 from zipcli.pipeline.outcome import Outcome
+from zipcli.pipeline.url import Url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +26,9 @@ class Entry:
     Attributes:
         path: Its path relative to the input folder, with "/"; bytes that are not UTF-8 are kept as
             surrogates.
-        source: Where to read it.
+        source: Where to read it; of a remote file, the path once more.
         target: Where to write it, relative to the output folder.
-        size: Bytes on disk when the plan was made.
+        size: Bytes when the plan was made; 0 where nobody said.
     """
 
     path: str
@@ -40,23 +43,21 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A folder, or a list of files below one, with the rules that select and name.
+class Selection(ABC):
+    """The rules by which a plan selects and names, wherever the images are.
 
     Attributes:
         base: The input folder.
         config: Patterns and output format.
         listed: Relative paths, for a run over a list of files; None to walk the folder.
-        out: The output folder; it is left out where it lies in the input folder.
         only: Relative paths to take and no others; None for all.
         contested: Outputs that several inputs want; who would not keep its name there gets another.
         may_be_gone: Whether a listed file that is not there any more is skipped, and has not failed.
     """
 
-    base: Path
+    base: Path | Url
     config: FolderConfig
     listed: tuple[str, ...] | None = None
-    out: Path | None = None
     only: frozenset[str] | None = None
     contested: frozenset[str] = frozenset()
     may_be_gone: bool = False
@@ -82,6 +83,50 @@ class Plan:
             ignore: Told of each file that no pattern takes; hidden ones do not count.
         """
         return self._from_list(self.listed, ignore) if self.listed is not None else self._walk(ignore)
+
+    @abstractmethod
+    def read(self, entry: Entry) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+
+    @abstractmethod
+    def _walk(self, ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:
+        """Everything in the folder that is not hidden."""
+
+    @abstractmethod
+    def _from_list(self, listed: Iterable[str], ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:
+        """What was listed, in the order of a walk."""
+
+    def _target(self, path: str) -> str:
+        """Name of the output of a file, which keeps its whole name where several want one."""
+        target = target_of(path, self.config)
+        if target in self.contested and target != path:
+            return path + os.path.splitext(target)[1]  # noqa: PTH122  # pathlib would normalise the folders
+        return target
+
+    def _selected(self, listed: Iterable[str], ignore: Callable[[str], None]) -> Iterator[str]:
+        """The listed paths that the patterns take, in the order of a walk."""
+        for path in sorted(listed, key=_place):
+            if selects(self.config, path, named=True):
+                yield path
+            else:
+                ignore(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Selection):
+    """A folder, or a list of files below one, with the rules that select and name.
+
+    Attributes:
+        base: The input folder.
+        out: The output folder; it is left out where it lies in the input folder.
+    """
+
+    base: Path
+    out: Path | None = None
 
     def read(self, entry: Entry) -> bytes:
         """The bytes of one file.
@@ -120,11 +165,7 @@ class Plan:
             folders += reversed(inner)
 
     def _from_list(self, listed: Iterable[str], ignore: Callable[[str], None]) -> Iterator[Entry | Outcome]:
-        for path in sorted(listed, key=_place):
-            if selects(self.config, path, named=True):
-                yield self._entry(path, named=True)
-            else:
-                ignore(path)
+        return (self._entry(path, named=True) for path in self._selected(listed, ignore))
 
     def _entry(self, path: str, *, named: bool = False) -> Entry | Outcome:
         """Look at one file; what the user named and cannot be taken has failed, not been skipped."""
@@ -147,12 +188,8 @@ class Plan:
             return lost(path, Reason.NOT_A_FILE, "not a regular file", failed=named)
         return Entry(path=path, source=source, target=self._target(path), size=status.st_size)
 
-    def _target(self, path: str) -> str:
-        """Name of the output of a file, which keeps its whole name where several want one."""
-        target = target_of(path, self.config)
-        if target in self.contested and target != path:
-            return path + os.path.splitext(target)[1]  # noqa: PTH122  # pathlib would normalise the folders
-        return target
+
+P = TypeVar("P", bound=Selection)
 
 
 def selects(config: FolderConfig, path: str, *, named: bool = False) -> bool:
@@ -195,7 +232,7 @@ def collisions(entries: Iterable[Entry | Outcome]) -> list[tuple[str, str, str]]
     return shared + in_the_way
 
 
-def without_collisions(plan: Plan, others: Iterable[Entry | Outcome]) -> Plan:
+def without_collisions(plan: P, others: Iterable[Entry | Outcome]) -> P:
     """The plan in which inputs that would share an output keep their whole names and gain a suffix.
 
     The names depend on which files there are, and not on their order. An output can still be
@@ -261,7 +298,7 @@ def check_folder(folder: Path, instead: str = "") -> None:
         raise ConfigError(f"{name}: not a folder{instead}")
 
 
-def no_images(plan: Plan) -> str:
+def no_images(plan: Selection) -> str:
     """What to say of a plan that finds nothing."""
     if plan.config.include == FolderConfig.include:
         patterns = " ".join(FolderConfig.include)
@@ -272,16 +309,16 @@ def no_images(plan: Plan) -> str:
     return f"{plan.base}: no file matches --include {' '.join(plan.config.include)}"
 
 
-def relative_paths(listed: Iterable[str], base: Path, out: Path) -> tuple[str, ...]:
+def relative_paths(listed: Iterable[str], base: Path, out: Path | None) -> tuple[str, ...]:
     """Make listed paths relative to the input folder.
 
     A path that is absolute, or is found from where we stand, must lie below `base`; any other is
-    taken as relative to `base` already.
+    taken as relative to `base` already. `out` is None where it is remote.
 
     Raises:
         ConfigError: A path leaves the folder, or lies in the output folder.
     """
-    written = Path(os.path.abspath(out))  # noqa: PTH100
+    written = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100
     root = Path(os.path.abspath(base))  # noqa: PTH100  # links must stay as they were given
     paths = []
     for name in listed:
@@ -294,7 +331,7 @@ def relative_paths(listed: Iterable[str], base: Path, out: Path) -> tuple[str, .
             raise ConfigError(
                 f"{shown(name)}: not below {shown(str(base))}; name the folder that holds it with --base"
             )
-        if (root / relative).is_relative_to(written):
+        if written is not None and (root / relative).is_relative_to(written):
             raise ConfigError(f"{shown(name)}: lies in the output folder; leave it out of the list")
         paths.append(relative.as_posix())
     return tuple(dict.fromkeys(paths))

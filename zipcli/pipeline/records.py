@@ -91,15 +91,23 @@ class Records:
         """
         try:
             with file.open("rb") as lines:
-                for raw in lines:
-                    try:
-                        self.add(json.loads(raw))
-                    except DAMAGE:
-                        self.damaged_lines += raw.endswith(b"\n")
+                self.add_lines(lines)
         except FileNotFoundError:
             pass
         except OSError as e:
             raise OutputError(f"{shown(str(file))}: cannot read the ledger: {e.strerror}") from e
+
+    def failed_paths(self) -> tuple[str, ...]:
+        """The inputs that failed when they were last tried, sorted."""
+        return tuple(sorted(path for path, record in self.by_path.items() if record.state == "failed"))
+
+    def add_lines(self, lines: Iterable[bytes]) -> None:
+        """Add lines with their line breaks; one without, at the end, may be half of one."""
+        for raw in lines:
+            try:
+                self.add(json.loads(raw))
+            except DAMAGE:
+                self.damaged_lines += raw.endswith(b"\n")
 
     def add(self, line: dict[str, Any]) -> None:
         """Add one line.
@@ -145,7 +153,12 @@ def _text(value: object) -> str | None:
 
 def ledger_file(out: Path, shard: Shard) -> Path:
     """Where the ledger of a shard lies."""
-    return out / STATE_FOLDER / f"ledger-{shard.index:05}-of-{shard.count:05}.jsonl"
+    return out / STATE_FOLDER / f"ledger-{shard_suffix(shard)}.jsonl"
+
+
+def shard_suffix(shard: Shard) -> str:
+    """The end of the names of what belongs to a shard."""
+    return f"{shard.index:05}-of-{shard.count:05}"
 
 
 def heal(file: Path, scratch: Path) -> None:
@@ -160,15 +173,8 @@ def heal(file: Path, scratch: Path) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    good, bad = [], []
     with file.open("rb") as lines:
-        for raw in lines:
-            try:
-                Records().add(json.loads(raw))
-            except DAMAGE:
-                bad.append(raw)
-            else:
-                good.append(raw)
+        good, bad = sorted_out(lines)
     with open(file.with_suffix(".damaged"), "ab", opener=_open_no_link) as kept:
         kept.writelines(bad)
         os.fsync(kept.fileno())
@@ -180,18 +186,31 @@ def heal(file: Path, scratch: Path) -> None:
     healed.replace(file)
 
 
+def sorted_out(lines: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """The lines of a ledger that can be understood, and the others."""
+    good, bad = [], []
+    for raw in lines:
+        try:
+            Records().add(json.loads(raw))
+        except DAMAGE:
+            bad.append(raw)
+        else:
+            good.append(raw)
+    return good, bad
+
+
 def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def scratch_folder(out: Path, shard: Shard) -> Path:
     """Where the files lie that a shard has not finished; the next run of it removes them."""
-    return out / STATE_FOLDER / "tmp" / f"{shard.index:05}-of-{shard.count:05}"
+    return out / STATE_FOLDER / "tmp" / shard_suffix(shard)
 
 
 def lock_file(out: Path, shard: Shard) -> Path:
     """What a run holds that works on a shard."""
-    return out / STATE_FOLDER / f"lock-{shard.index:05}-of-{shard.count:05}"
+    return out / STATE_FOLDER / f"lock-{shard_suffix(shard)}"
 
 
 def shards_of(out: Path) -> list[Shard]:
@@ -214,10 +233,17 @@ def locks_of(out: Path) -> list[Shard]:
 
 def _shards_with(out: Path, prefix: str, suffix: str) -> list[Shard]:
     with looking(out, OutputError):
-        files = list((out / STATE_FOLDER).glob(f"{prefix}*{suffix}"))
+        names = [file.name for file in (out / STATE_FOLDER).glob(f"{prefix}*{suffix}")]
+    return shards_named(names, prefix, suffix)
+
+
+def shards_named(names: Iterable[str], prefix: str, suffix: str = "") -> list[Shard]:
+    """The shards that names in a state folder speak of, sorted."""
     found = []
-    for file in files:
-        numbers = re.fullmatch(r"(\d{5})-of-(\d{5})", file.name.removeprefix(prefix).removesuffix(suffix))
+    for name in names:
+        if not (name.startswith(prefix) and name.endswith(suffix)):
+            continue
+        numbers = re.fullmatch(r"(\d{5})-of-(\d{5})", name.removeprefix(prefix).removesuffix(suffix))
         if numbers and 1 <= int(numbers[1]) <= int(numbers[2]):
             found.append(Shard(index=int(numbers[1]), count=int(numbers[2])))
     return sorted(found, key=lambda shard: (shard.count, shard.index))
@@ -230,13 +256,23 @@ def refuse_other_shards(out: Path, shard: Shard) -> None:
         ConfigError: It was.
     """
     with looking(out, OutputError):
+        # An empty ledger says nothing.
         counts = {there.count for there in shards_of(out) if ledger_file(out, there).stat().st_size}
-    others = counts - {shard.count, 1}  # an empty ledger says nothing
+    refuse_counts(counts, shard, shown(str(out)))
+
+
+def refuse_counts(counts: set[int], shard: Shard, name: str) -> None:
+    """Refuse to go on as `shard` in a folder, which messages call `name`, that `counts` shards have written.
+
+    Raises:
+        ConfigError: They divided it in another way.
+    """
+    others = counts - {shard.count, 1}
     if others:
         count = max(others)
         raise ConfigError(
-            f"{shown(str(out))}: written by {count} shards; go on with --shard I/{count}, or join their "
-            f"ledgers with: zipcli merge {shown(str(out))}"
+            f"{name}: written by {count} shards; go on with --shard I/{count}, or join their "
+            f"ledgers with: zipcli merge {name}"
         )
 
 
@@ -259,5 +295,4 @@ def failed_paths(out: Path) -> tuple[str, ...]:
         ConfigError: `out` was not written by zipcli, or its state is damaged.
     """
     read_state(out)
-    records = read_records(out).by_path
-    return tuple(sorted(path for path, record in records.items() if record.state == "failed"))
+    return read_records(out).failed_paths()

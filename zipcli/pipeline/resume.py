@@ -6,6 +6,7 @@ import hashlib
 import stat
 from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 from zipcli.errors import OutputError
 from zipcli.pipeline.looking import looking
@@ -46,13 +47,45 @@ DECISIONS = {
 """Modification times are never consulted."""
 
 
+class Outputs(Protocol):
+    """Outputs that can be looked at, wherever they are."""
+
+    def size(self, target: str, /) -> int | None:
+        """Size of an output; None where there is none, -1 for what is no file."""
+
+    def has_digest(self, target: str, sha256: str | None, /) -> bool:
+        """Whether an output can be read and has this digest."""
+
+
+class OutputFolder:
+    """The outputs in a folder of this machine."""
+
+    def __init__(self, out: Path) -> None:
+        """Take the output folder."""
+        self._out = out
+
+    def size(self, target: str) -> int | None:
+        """As `size_of`."""
+        return size_of(self._out / target)
+
+    def has_digest(self, target: str, sha256: str | None) -> bool:
+        """Read the output."""
+        return _has_digest(self._out / target, sha256)
+
+
 def find(
-    out: Path, target: str, record: Record | None, in_sha256: str | None, fingerprint: str, *, paranoid: bool
+    out: Path | Outputs,
+    target: str,
+    record: Record | None,
+    in_sha256: str | None,
+    fingerprint: str,
+    *,
+    paranoid: bool,
 ) -> Found:
     """Look at the output of one input.
 
     Args:
-        out: The output folder.
+        out: The output folder, or how to look at what is in it.
         target: The output, relative to it.
         record: What the ledger says of the input, if anything.
         in_sha256: Digest of the input; None to leave changes of the input out of it.
@@ -62,7 +95,8 @@ def find(
     Raises:
         OutputError: Nobody can look there.
     """
-    size = size_of(out / target)
+    outputs = OutputFolder(out) if isinstance(out, Path) else out
+    size = outputs.size(target)
     if size is None:
         return Found.NO_OUTPUT
     if record is None or target not in record.targets:
@@ -76,7 +110,7 @@ def find(
         return Found.OTHER_INPUT
     if size != output.bytes:
         return Found.OTHER_SIZE
-    if paranoid and not _has_digest(out / target, output.sha256):
+    if paranoid and not outputs.has_digest(target, output.sha256):
         return Found.OTHER_BYTES
     return Found.INTACT
 

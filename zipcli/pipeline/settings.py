@@ -16,6 +16,7 @@ from typing import Any
 from zipcli import __version__
 from zipcli.errors import ConfigError, shown
 from zipcli.pipeline.outcome import json_path, path_from_json
+from zipcli.pipeline.url import Url
 
 STATE_FOLDER = ".zipcli"
 
@@ -35,12 +36,14 @@ class State:
         fingerprint: Of the settings.
         version: Of the zipcli that wrote there last.
         input: Where the images were, or None where that was not recorded.
+        input_url: The same where they were remote.
     """
 
     settings: dict[str, Any]
     fingerprint: str
     version: str
     input: Path | None
+    input_url: str | None = None
 
 
 def read_state(out: Path) -> State:
@@ -50,22 +53,36 @@ def read_state(out: Path) -> State:
         ConfigError: There is none, or it is damaged or of a newer version.
     """
     file = out / STATE_FOLDER / "run.json"
-    name = shown(str(file))
     try:
-        run = json.loads(file.read_bytes())
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise no_ledger(shown(str(out))) from e
+    except OSError as e:
+        raise ConfigError(f"{shown(str(file))}: cannot be read: {e.strerror}") from e
+    return parse_state(data, shown(str(file)))
+
+
+def no_ledger(name: str) -> ConfigError:
+    """What to say of a folder that zipcli has not written to."""
+    return ConfigError(f"{name}: holds no ledger; give the output folder of zipcli purify")
+
+
+def parse_state(data: bytes, name: str) -> State:
+    """Understand run.json, which messages call `name`.
+
+    Raises:
+        ConfigError: It is damaged or of a newer version.
+    """
+    try:
+        run = json.loads(data)
         is_newer = int(run["format"]) > FORMAT
         state = State(
             settings=dict(run["settings"]),
             fingerprint=str(run["fingerprint"]),
             version=str(run.get("version")),
             input=Path(path_from_json(run, "input")) if "input" in run else None,
+            input_url=str(run["input_url"]) if "input_url" in run else None,
         )
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise ConfigError(
-            f"{shown(str(out))}: holds no ledger; give the output folder of zipcli purify"
-        ) from e
-    except OSError as e:
-        raise ConfigError(f"{name}: cannot be read: {e.strerror}") from e
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ConfigError(f"{name}: damaged ({e}); purify again, with --overwrite") from e
     if is_newer:
@@ -103,7 +120,15 @@ def refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
     """
     if not os.path.lexists(out / STATE_FOLDER / "run.json"):
         return
-    known = read_state(out).settings
+    refuse_difference(read_state(out).settings, settings, shown(str(out)))
+
+
+def refuse_difference(known: dict[str, Any], settings: dict[str, Any], name: str) -> None:
+    """Refuse to mix the settings of a folder, which messages call `name`, with others.
+
+    Raises:
+        ConfigError: They differ.
+    """
     if known != settings:
         changed = [
             f"{name.rstrip('_')}: {known.get(name)!r} there, {settings.get(name)!r} now"
@@ -111,13 +136,28 @@ def refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
             if known.get(name) != settings.get(name)
         ]
         raise ConfigError(
-            f"{shown(str(out))}: holds images purified with other settings ({'; '.join(changed)}); choose "
+            f"{name}: holds images purified with other settings ({'; '.join(changed)}); choose "
             "another output folder, or use --overwrite to purify all of them again"
         )
 
 
+def run_json(settings: dict[str, Any], source: Path | Url | None) -> bytes:
+    """The bytes of run.json."""
+    run = {
+        "format": FORMAT,
+        "version": __version__,
+        "fingerprint": fingerprint(settings),
+        "settings": settings,
+    }
+    if isinstance(source, Url):
+        run["input_url"] = str(source)
+    elif source is not None:
+        run |= json_path("input", os.path.abspath(source))  # noqa: PTH100  # links stay as given
+    return json.dumps(run, indent=2, sort_keys=True).encode()
+
+
 def write_settings(
-    out: Path, settings: dict[str, Any], source: Path | None, scratch: Path, *, overwrite: bool
+    out: Path, settings: dict[str, Any], source: Path | Url | None, scratch: Path, *, overwrite: bool
 ) -> None:
     """Record the settings of a folder, durably, whole or not at all.
 
@@ -132,16 +172,8 @@ def write_settings(
         ConfigError: Another run has recorded others meanwhile, and `overwrite` is False.
         OSError: The folder cannot be written.
     """
-    run = {
-        "format": FORMAT,
-        "version": __version__,
-        "fingerprint": fingerprint(settings),
-        "settings": settings,
-    }
-    if source is not None:
-        run |= json_path("input", os.path.abspath(source))  # noqa: PTH100  # links stay as given
     file = out / STATE_FOLDER / "run.json"
-    data = json.dumps(run, indent=2, sort_keys=True).encode()
+    data = run_json(settings, source)
     with contextlib.suppress(OSError):
         if file.read_bytes() == data:
             return

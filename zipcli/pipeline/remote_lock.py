@@ -1,0 +1,74 @@
+"""A lock that is an object: whoever creates it has the folder. It does not die with its owner."""
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from zipcli.errors import LockedError, OutputError, shown
+from zipcli.pipeline.lock import is_gone, owner_from_json, refusal, this_process
+from zipcli.pipeline.remote import Store, telling
+
+SETTLE = 0.5
+"""Seconds after which of two runs that take over the same lock at once, one sees the other."""
+
+
+@contextlib.contextmanager
+def remotely_locked(store: Store, path: str, *, force: bool) -> Iterator[str | None]:
+    """Hold the object at `path` until the end of the block.
+
+    An owner on this machine that has ended is seen, one on another only the user can know. Nothing that
+    is written depends on the lock: two runs at once waste work, and one of them ends when both want to
+    create the same part of the ledger.
+
+    Args:
+        store: The output folder.
+        path: Where the lock lies in it.
+        force: Take it from an owner who cannot be seen from here.
+
+    Yields:
+        Who had it and did not let go, in words, or None.
+
+    Raises:
+        LockedError: Another process holds it, or may hold it.
+        OutputError: It cannot be made.
+    """
+    ours = json.dumps(asdict(this_process()) | {"token": secrets.token_hex(8)}).encode()
+    with telling(store.url, "cannot write there"):
+        previous = _acquire(store, path, ours, force=force)
+    try:
+        yield previous
+    finally:
+        with contextlib.suppress(OSError):  # then the next run finds out that we have ended
+            if store.read(path) == ours:
+                store.remove(path)
+
+
+def _acquire(store: Store, path: str, ours: bytes, *, force: bool) -> str | None:
+    """Take the lock; returns who did not let go of it."""
+    for _ in range(3):
+        try:
+            store.create(path, ours)
+        except FileExistsError:
+            try:
+                theirs = store.read(path)
+            except FileNotFoundError:  # let go of at this moment
+                continue
+            return _take_over(store, path, ours, theirs, force=force)
+        return None
+    raise OutputError(
+        f"{shown(str(store.url))}: another run comes and goes there; run the same command again"
+    )
+
+
+def _take_over(store: Store, path: str, ours: bytes, theirs: bytes, *, force: bool) -> str:
+    owner = owner_from_json(theirs)
+    if not (is_gone(owner, force=force) and (owner or force)):
+        raise LockedError(refusal(owner, str(store.url), "use --force-unlock"))
+    store.put(path, ours)
+    time.sleep(SETTLE)
+    if store.read(path) != ours:
+        raise LockedError(refusal(None, str(store.url), "run the same command again"))
+    return str(owner or "unknown")
