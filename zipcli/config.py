@@ -424,6 +424,31 @@ IMAGE_PATTERNS = tuple(
     )
 )
 
+# The files that are tar shards, when the user gives no pattern.
+TAR_PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
+
+
+_SLURM = "SLURM_ARRAY_TASK_"
+
+_INDICES = {
+    "JOB_COMPLETION_INDEX": ("ZIPCLI_SHARD_COUNT",),
+    "AWS_BATCH_JOB_ARRAY_INDEX": ("AWS_BATCH_JOB_ARRAY_SIZE", "ZIPCLI_SHARD_COUNT"),
+}
+"""Variables that count from 0, and those that say of how many: the first that is set."""
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    """A variable that holds a whole number.
+
+    Raises:
+        ConfigError: It does not, or is not set.
+    """
+    check(name in environ, f"shard: auto needs {name}, which is not set; set it, or give --shard I/N")
+    text = environ[name]
+    is_number = text.isascii() and text.isdecimal() and len(text) <= 10
+    check(is_number, f"shard: {name} is {shown(text)!r}, which is no whole number")
+    return int(text)
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -449,6 +474,54 @@ class Shard:
         fits = bool(slash) and is_number and 1 <= int(index) <= int(count)
         check(fits, f"shard: {shown(text)} is not I/N with I from 1 to N, such as 1/8")
         return cls(int(index), int(count))
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "tuple[Shard, str]":
+        """The shard that a scheduler has given to this process, and the variable that says so.
+
+        Of several schedulers that have set something the first of these counts: ZIPCLI_SHARD, Slurm's
+        job arrays, Kubernetes' indexed jobs, AWS Batch's array jobs.
+
+        Args:
+            environ: The environment, such as `os.environ`.
+
+        Raises:
+            ConfigError: No scheduler has, or what it has set is incomplete or no number.
+        """
+        if "ZIPCLI_SHARD" in environ:
+            return cls.parse(environ["ZIPCLI_SHARD"]), "ZIPCLI_SHARD"
+        if any(name.startswith(_SLURM) for name in environ):
+            return cls._from_slurm(environ), f"{_SLURM}ID"
+        for name, sizes in _INDICES.items():
+            if name in environ:
+                size = next((size for size in sizes if size in environ), sizes[-1])
+                index, count = _number(environ, name), _number(environ, size)
+                return cls._checked(index + 1, count, f"{name} is {index} and {size} is {count}"), name
+        raise ConfigError(
+            f"shard: auto finds none of ZIPCLI_SHARD, {_SLURM}ID, {', '.join(_INDICES)} in the environment; "
+            "give --shard I/N, or set ZIPCLI_SHARD=I/N"
+        )
+
+    @classmethod
+    def _from_slurm(cls, environ: Mapping[str, str]) -> "Shard":
+        """A task of an array that may begin anywhere and have a step, but no gaps."""
+        names = ["ID", "MIN", *(name for name in ("STEP", "MAX") if f"{_SLURM}{name}" in environ)]
+        names += ["COUNT"] if "MAX" not in names or f"{_SLURM}COUNT" in environ else []
+        of = {name: _number(environ, f"{_SLURM}{name}") for name in names}
+        words = f"{_SLURM}* is {', '.join(f'{name} {value}' for name, value in of.items())}"
+        place, step = of["ID"] - of["MIN"], of.get("STEP", 1)
+        is_even = step > 0 and place % step == 0
+        last = (of["MAX"] - of["MIN"]) // step + 1 if is_even and "MAX" in of else of.get("COUNT")
+        check(
+            is_even and of.get("COUNT", last) == last,
+            f"shard: auto needs an array without gaps, such as 1-8 or 0-14:2, but {words}",
+        )
+        return cls._checked(place // step + 1, last or 0, words)
+
+    @classmethod
+    def _checked(cls, index: int, count: int, words: str) -> "Shard":
+        check(1 <= index <= count <= 99_999, f"shard: auto makes no sense of the environment: {words}")
+        return cls(index, count)
 
     def takes(self, path: str) -> bool:
         """Whether the image at a relative path belongs to this part.

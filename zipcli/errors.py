@@ -49,6 +49,7 @@ class Reason(StrEnum):
     NAME_UNSUPPORTED = "name_unsupported"
     COLLISION = "collision"
     NOT_STORED = "not_stored"
+    SAMPLE_INCOMPLETE = "sample_incomplete"
 
 
 def shown(text: str) -> str:

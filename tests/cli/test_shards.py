@@ -52,6 +52,83 @@ def test_a_new_image_moves_no_other_to_another_shard() -> None:
     ]
 
 
+SLURM = "SLURM_ARRAY_TASK_"
+
+
+def slurm(**values: int) -> dict[str, str]:
+    return {f"{SLURM}{name}": str(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("environment", "shard", "variable"),
+    [
+        ({"ZIPCLI_SHARD": "3/8", **slurm(ID=1, MIN=1, COUNT=2)}, "3/8", "ZIPCLI_SHARD"),
+        (slurm(ID=3, MIN=1, MAX=8, COUNT=8, STEP=1), "3/8", f"{SLURM}ID"),
+        (slurm(ID=0, MIN=0, MAX=3, COUNT=4, STEP=1), "1/4", f"{SLURM}ID"),
+        (slurm(ID=14, MIN=10, MAX=16, COUNT=4, STEP=2), "3/4", f"{SLURM}ID"),
+        (slurm(ID=14, MIN=10, MAX=17, STEP=2), "3/4", f"{SLURM}ID"),
+        (slurm(ID=4, MIN=1, COUNT=4), "4/4", f"{SLURM}ID"),
+        ({**slurm(ID=2, MIN=1, COUNT=2), "JOB_COMPLETION_INDEX": "x"}, "2/2", f"{SLURM}ID"),
+        ({"JOB_COMPLETION_INDEX": "0", "ZIPCLI_SHARD_COUNT": "4"}, "1/4", "JOB_COMPLETION_INDEX"),
+        ({"AWS_BATCH_JOB_ARRAY_INDEX": "3", "ZIPCLI_SHARD_COUNT": "4"}, "4/4", "AWS_BATCH_JOB_ARRAY_INDEX"),
+        (
+            {
+                "AWS_BATCH_JOB_ARRAY_INDEX": "3",
+                "AWS_BATCH_JOB_ARRAY_SIZE": "5",
+                "ZIPCLI_SHARD_COUNT": "4",
+            },
+            "4/5",
+            "AWS_BATCH_JOB_ARRAY_INDEX",
+        ),
+    ],
+)
+def test_auto_takes_the_shard_that_a_scheduler_gives(
+    here: Path, environment: dict[str, str], shard: str, variable: str
+) -> None:
+    assert Shard.from_environment(environment) == (Shard.parse(shard), variable)
+    pictures(here / "in", 4)
+    result = invoke("purify", "in", "out", "--shard", "auto", "-q", *BLUR, env=environment)
+    assert result.exit_code == 0, result.stderr
+    assert f"shard {shard}, by {variable}" in result.stderr
+    ledger = f"ledger-{int(shard[0]):05}-of-{int(shard[2]):05}.jsonl"
+    assert (here / "out" / STATE / ledger).exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({}, "ZIPCLI_SHARD"),
+        ({"ZIPCLI_SHARD_COUNT": "4"}, "JOB_COMPLETION_INDEX"),
+        ({"ZIPCLI_SHARD": ""}, "1/8"),
+        ({"ZIPCLI_SHARD": "auto"}, "1/8"),
+        ({"ZIPCLI_SHARD": "9/8", **slurm(ID=1, MIN=1, COUNT=2)}, "9/8"),
+        (slurm(ID=3), f"{SLURM}MIN"),
+        (slurm(ID=3, MIN=1), f"{SLURM}COUNT"),
+        (slurm(MIN=1, COUNT=3), f"{SLURM}ID"),
+        (slurm(ID=3, MIN=1, COUNT=2), "COUNT 2"),
+        (slurm(ID=0, MIN=1, COUNT=2), "ID 0"),
+        (slurm(ID=3, MIN=1, MAX=7, COUNT=3, STEP=1), "without gaps"),
+        (slurm(ID=2, MIN=1, MAX=7, COUNT=4, STEP=2), "without gaps"),
+        (slurm(ID=2, MIN=1, COUNT=4, STEP=0), "without gaps"),
+        ({**slurm(MIN=1, COUNT=4), f"{SLURM}ID": "\u0661"}, f"{SLURM}ID"),
+        ({"JOB_COMPLETION_INDEX": "0"}, "ZIPCLI_SHARD_COUNT"),
+        ({"JOB_COMPLETION_INDEX": "4", "ZIPCLI_SHARD_COUNT": "4"}, "JOB_COMPLETION_INDEX is 4"),
+        ({"JOB_COMPLETION_INDEX": "-1", "ZIPCLI_SHARD_COUNT": "4"}, "JOB_COMPLETION_INDEX"),
+        ({"AWS_BATCH_JOB_ARRAY_INDEX": "1"}, "ZIPCLI_SHARD_COUNT"),
+        ({"AWS_BATCH_JOB_ARRAY_INDEX": "\x1b[31m", "ZIPCLI_SHARD_COUNT": "4"}, "AWS_BATCH_JOB_ARRAY_INDEX"),
+    ],
+)
+def test_auto_without_a_whole_answer_is_refused_and_says_what_is_missing(
+    here: Path, environment: dict[str, str], named: str
+) -> None:
+    pictures(here / "in", 1)
+    result = invoke("purify", "in", "out", "--shard", "auto", *BLUR, env=environment)
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert "\x1b" not in result.stderr
+    assert not (here / "out").exists()
+
+
 @pytest.mark.fault("F19")
 def test_shards_together_make_the_tree_of_one_run(sharded: Path) -> None:
     assert invoke("purify", "in", "whole", *BLUR).exit_code == 0

@@ -75,6 +75,7 @@ class Progress(AbstractContextManager["Progress"]):
         self.failures: list[Outcome] = []
         self.began = time.monotonic()
         self._last = (self.began, 0)
+        self._under_way = 0
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -94,15 +95,35 @@ class Progress(AbstractContextManager["Progress"]):
     def add(self, outcome: Outcome) -> None:
         """Show one finished image."""
         self.summary.add(outcome)
-        if outcome.state == "failed" and len(self.failures) < FAILURES_SHOWN:
-            self.failures.append(outcome)
+        if outcome.tar is not None and outcome.state != "skipped":
+            self._under_way = max(0, self._under_way - 1)
+        if outcome.state == "failed":
+            self._keep_failure(outcome)
         if self.as_json:
-            emit("image", **outcome.as_json())
+            emit("tar" if outcome.is_tar else "image", **outcome.as_json())
         if self.verbosity >= 1:
             self._line(describe(outcome))
+        elif outcome.is_tar and outcome.notes and self.verbosity == 0:
+            self._line(f"Note: {shown(outcome.path)}: {'; '.join(outcome.notes)}")
+        self._show()
+
+    def _keep_failure(self, outcome: Outcome) -> None:
+        if outcome.is_tar:
+            self.failures.insert(0, outcome)  # it says why its images have failed
+            del self.failures[FAILURES_SHOWN:]
+        elif len(self.failures) < FAILURES_SHOWN:
+            self.failures.append(outcome)
+
+    def tick(self) -> None:
+        """Show that an image is finished of which `add` will be told once its tar is written."""
+        self._under_way += 1
+        self._show()
+
+    def _show(self) -> None:
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            self._bar.update(task, advance=1, failed=self.summary.counts["failed"])
+            done = self.summary.found + self._under_way
+            self._bar.update(task, completed=done, failed=self.summary.counts["failed"])
         elif self.verbosity >= 0:
             self._plain()
 
@@ -111,7 +132,7 @@ class Progress(AbstractContextManager["Progress"]):
         for outcome in self.failures if self.verbosity < 1 else ():
             say(describe(outcome))
         counts = self.summary.counts
-        more = counts["failed"] - len(self.failures)
+        more = counts["failed"] + self.summary.tars["failed"] - len(self.failures)
         if more > 0 and self.verbosity < 1:
             say(f"... and {more} more failures; see the ledger in {out}/.zipcli")
         seconds = time.monotonic() - self.began
@@ -126,10 +147,12 @@ class Progress(AbstractContextManager["Progress"]):
         if self.total is not None:
             self.summary.left = max(0, self.total - self.summary.found)
         left = f" and did not come to {self.summary.left} more" if self.summary.left else ""
+        tars = ", ".join(f"{count} {state}" for state, count in sorted(self.summary.tars.items()))
+        in_tars = f"; tars: {tars}" if tars else ""
         others = f"; ignored {self.summary.ignored} other files" if self.summary.ignored else ""
         say(
             f"{', '.join(parts)} of {self.summary.found} images{left} in {clock(seconds)}{rate}; "
-            f"output in {out}{others}"
+            f"output in {out}{in_tars}{others}"
         )
 
     def _line(self, text: str) -> None:
@@ -142,7 +165,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def _plain(self) -> None:
         """One line every 30 seconds or 5 %, whichever is later."""
-        now, done = time.monotonic(), self.summary.found
+        now, done = time.monotonic(), self.summary.found + self._under_way
         then, before = self._last
         if now - then < PLAIN_SECONDS or done - before < PLAIN_SHARE * (self.total or 0):
             return

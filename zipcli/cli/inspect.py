@@ -74,10 +74,12 @@ def status(*, out: Path | Url, as_json: bool) -> int:
         emit("status", **facts)
         return ExitCode.DONE
     counts = ", ".join(f"{count:,} {state}" for state, count in facts["counts"].items() if count)
+    tars = ", ".join(f"{count:,} {state}" for state, count in facts.get("tars", {}).items() if count)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(facts["reasons"].items()))
     settings = ", ".join(f"{name.rstrip('_')} {value}" for name, value in sorted(facts["settings"].items()))
     rows = {
         "images": counts or "none yet",
+        "tars": tars,
         "reasons": reasons,
         "other settings": f"{facts['other_settings']:,} outputs" if facts["other_settings"] else "",
         "outputs": _size(facts["out_bytes"]),

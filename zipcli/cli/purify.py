@@ -1,5 +1,6 @@
 """zipcli purify."""
 
+import os
 import shlex
 import sys
 from dataclasses import fields, replace
@@ -8,7 +9,7 @@ from typing import Any
 
 import click
 
-from zipcli.cli.console import closed_streams
+from zipcli.cli.console import closed_streams, say
 from zipcli.cli.detector_options import detector_config, detector_options
 from zipcli.cli.options import (
     Location,
@@ -38,6 +39,7 @@ from zipcli.config import (
     DetectConfig,
     FolderConfig,
     PurifyConfig,
+    Shard,
     purify_config,
 )
 from zipcli.errors import ConfigError
@@ -48,9 +50,10 @@ WISHES = [
 ]
 NOT_OF_TARS = (
     *("files_from", "retry_failed", "watch", "dry_run", "as_json", "allow_empty"),
-    *("shard", "overwrite", "paranoid", "force_unlock", "on_collision", "portable_names"),
+    *("shard", "overwrite", "paranoid", "force_unlock", "on_collision", "portable_names", "tar_shards"),
 )
-NOT_OF_URLS = ("watch",)
+NOT_OF_URLS = ("watch", "tar_shards")
+NOT_OF_TAR_SHARDS = ("watch", "on_collision", "portable_names")
 NOT_OF_PICTURES = (*NOT_OF_TARS, "include", "exclude", "jobs", "detector", "fail_on", "strict_ext")
 PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
 FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
@@ -60,7 +63,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     epilog="\b\nExamples:\n"
     "  zipcli purify photos clean -t blur:4 -t gray\n"
     "  zipcli purify - - < in.png > out.png\n"
-    "  tar c photos | zipcli purify --tar - - | tar x -C clean"
+    "  tar c photos | zipcli purify --tar - - | tar x -C clean\n"
+    "  zipcli purify shards clean --tar-shards"
 )
 @click.argument("folders", nargs=-1, metavar="IN OUT", type=Location(path_type=Path))
 @click.option(
@@ -286,8 +290,10 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "--shard",
     default=FolderConfig.shard,
     show_default=True,
-    metavar="I/N",
-    help="Take part I of N, by a digest of each path; run all parts, 1/N to N/N, anywhere, in any order.",
+    metavar="I/N|auto",
+    help="Take part I of N, by a digest of each path; run all parts, 1/N to N/N, anywhere, in any order. "
+    "auto asks the environment: ZIPCLI_SHARD, or what Slurm's job arrays, Kubernetes' indexed jobs and AWS "
+    "Batch's array jobs set; the last two with ZIPCLI_SHARD_COUNT where they do not say of how many.",
 )
 @click.option(
     "--force-unlock",
@@ -299,6 +305,15 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     is_flag=True,
     help="IN and OUT are - and -: a tar stream on standard input, which may be compressed, becomes one on "
     "standard output. An image that fails is not in it.",
+)
+@click.option(
+    "--tar-shards",
+    is_flag=True,
+    help="IN holds tar files, as WebDataset has them (*.tar, *.tar.gz, *.tgz; --include chooses among them). "
+    "Each becomes a tar of the same name in OUT once it is complete: images are purified (7.jpg becomes "
+    "7.png unless --format same; masks that are pictures are images, too), all other files are copied. A "
+    "sample of which an image failed is left out with all its files; such a tar is written all the same, "
+    "every run says again what failed (exit code 3), and --retry-failed makes it anew.",
 )
 @click.option(
     "--watch",
@@ -354,6 +369,8 @@ def purify(
     if piped:
         _refuse_unused(ctx, NOT_OF_PICTURES, "one picture through a pipe")
         return purify_picture(config, folder_config, stop, verbose=bool(verbose))
+    if "tar_shards" in given(ctx, WISHES):
+        _refuse_unused(ctx, NOT_OF_TAR_SHARDS, "a run over tar shards")
     source, out = _folders(folders, files_from, base)
     if isinstance(source, Url) or isinstance(out, Url):
         _refuse_unused(ctx, NOT_OF_URLS, "a URL")
@@ -398,6 +415,10 @@ def _detect_config(ctx: click.Context, config: PurifyConfig, detector: str) -> D
 
 def _folder_config(options: dict[str, Any]) -> FolderConfig:
     """Settings of the files, refusing a quality that nothing would use."""
+    if options.get("shard") == "auto":
+        shard, variable = Shard.from_environment(os.environ)
+        say(f"Note: shard {shard}, by {variable}")
+        options |= {"shard": str(shard)}
     config = FolderConfig(**options)
     if "quality" in options and config.format not in ("jpg", "same"):
         raise ConfigError(f"quality: format {config.format} is lossless; use it with --format jpg or same")

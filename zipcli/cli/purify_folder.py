@@ -13,7 +13,7 @@ from zipcli.cli.console import Progress, emit, say
 from zipcli.cli.purify_engine import engine
 from zipcli.cli.purify_stream import stdin
 from zipcli.cli.signals import StopSignals
-from zipcli.config import DetectConfig, FolderConfig, PurifyConfig, check
+from zipcli.config import TAR_PATTERNS, DetectConfig, FolderConfig, PurifyConfig, check
 from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
 from zipcli.pipeline.url import Url
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zipcli.pipeline.folder import FolderRun
     from zipcli.pipeline.outcome import Outcome
     from zipcli.pipeline.plan import Entry, Plan, Selection
+    from zipcli.pipeline.tar_shards import TarShardsRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Wishes:
         files_from: A list of the files to take, or "-" for standard input; None to walk the folder.
         null: Whether the names in it end in NUL bytes.
         retry_failed: Take what has failed in earlier runs.
+        tar_shards: Whether the images are in tar shards.
         watch: Go on with what comes.
         settle: Seconds that a file must stay as it is, when watching.
         allow_empty: Whether a folder without images is no error.
@@ -47,6 +49,7 @@ class Wishes:
     files_from: Path | None = None
     null: bool = False
     retry_failed: bool = False
+    tar_shards: bool = False
     watch: bool = False
     settle: float = 2.0
     allow_empty: bool = False
@@ -66,6 +69,8 @@ def purify_folder(
     wishes: Wishes, config: PurifyConfig, files: FolderConfig, detect: DetectConfig, stop: StopSignals
 ) -> int:
     """Purify a folder; returns the exit code."""
+    if wishes.tar_shards and files.include == FolderConfig.include:
+        files = replace(files, include=TAR_PATTERNS)
     plan = _plan(wishes, files, stop)
     if wishes.retry_failed and not plan.listed:
         return _nothing_to_do(wishes)
@@ -86,16 +91,24 @@ def purify_folder(
         refuse_unwritable(wishes.out)
 
     from zipcli.pipeline.folder import FolderRun
+    from zipcli.pipeline.ledger import Ledger
+    from zipcli.pipeline.plan import Plan
+    from zipcli.pipeline.tar_shards import TarShardsRun
 
     with engine(config, detect, stop, wishes.verbosity) as (purifier, screening):
         settings = {**purifier.fingerprint_parts, **files.file_settings(), **screening.fingerprint_parts}
+        settings |= {"tar_shards": True} if wishes.tar_shards else {}
         ledger.use_settings(settings, overwrite=files.overwrite)
         if ledger.damaged_lines:
             say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {ledger.out} are ignored")
         if wishes.dry_run:
             return _show_plan(plan, ledger, size, stop, as_json=wishes.as_json)
         stop.check()
-        run = FolderRun(plan, purifier, screening.detector, ledger)
+        run: FolderRun | TarShardsRun = FolderRun(plan, purifier, screening.detector, ledger)
+        if wishes.tar_shards:
+            assert isinstance(plan, Plan)  # a URL and tar shards are refused together
+            assert isinstance(ledger, Ledger)
+            run = TarShardsRun(plan, purifier, screening.detector, ledger, again=wishes.retry_failed)
         return _run(run, plan, ledger, wishes, size, stop)
 
 
@@ -112,6 +125,7 @@ def _plan(wishes: Wishes, files: FolderConfig, stop: StopSignals) -> "Selection"
     from zipcli.pipeline.plan import without_collisions
 
     plan = all_files = places.whole_plan(wishes.source, wishes.out, files)
+    plan = all_files = replace(plan, keeps_names=wishes.tar_shards)
     if wishes.retry_failed:
         plan = replace(plan, listed=places.failed_paths(wishes.out), may_be_gone=True)
     elif wishes.files_from is not None:
@@ -201,7 +215,7 @@ def _refuse_unportable(entries: Iterator["Entry | Outcome"]) -> None:
 
 
 def _run(
-    run: "FolderRun",
+    run: "FolderRun | TarShardsRun",
     plan: "Selection",
     ledger: "Account",
     wishes: Wishes,
@@ -209,6 +223,8 @@ def _run(
     stop: StopSignals,
 ) -> int:
     """Purify and report; the ledger is ours until the end."""
+    from zipcli.pipeline.tar_shards import TarShardsRun
+
     name, as_json = shown(str(ledger.out)), wishes.as_json
     if as_json:
         facts = {"fingerprint": ledger.fingerprint, "settings": ledger.settings}
@@ -216,14 +232,17 @@ def _run(
     verbosity = wishes.verbosity
     if wishes.watch and not as_json:
         verbosity = verbosity or 1  # there is no end at which failures could be listed
-    progress = Progress(None if wishes.watch else size.found, verbosity=verbosity, as_json=as_json)
+    total = None if wishes.watch or wishes.tar_shards else size.found  # images in tars are not counted yet
+    progress = Progress(total, verbosity=verbosity, as_json=as_json)
     progress.summary.ignored = size.ignored
     stopped = False
     with ledger.open(force=plan.config.force_unlock), progress:
         if ledger.took_over:
             say(f"Note: {ledger.took_over} had {name} before and did not end in order; going on")
         try:
-            if wishes.watch:
+            if isinstance(run, TarShardsRun):
+                run.tick = progress.tick
+            elif wishes.watch:
                 _watch(run, cast("Plan", plan), wishes, progress, stop)
             code = run.run(progress.add, stop.check).exit_code(plan.config.tolerated)
         except StoppedError as e:
@@ -312,6 +331,7 @@ def _show_plan(
         emit("plan_end", **counted, **disk, settings=ledger.settings)
     else:
         disk_there = "" if free is None else f"free disk there: {free / 1e9:.1f} GB; "
-        say(f"would purify {todo} of {found} images ({size / 1e6:.1f} MB) into {ledger.out}")
+        what = "tars" if plan.keeps_names else "images"
+        say(f"would purify {todo} of {found} {what} ({size / 1e6:.1f} MB) into {ledger.out}")
         say(f"{disk_there}settings: {ledger.settings}")
     return ExitCode.DONE

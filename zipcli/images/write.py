@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePath
@@ -17,6 +17,10 @@ from zipcli.config import Limits
 from zipcli.errors import InputError, OutputError, Reason, shown
 from zipcli.images.load import SUFFIXES as SUFFIXES
 from zipcli.images.load import Metadata, Pixels, decode
+
+Fill = Callable[[Callable[[bytes], object]], None]
+"""Makes the content of a file that is too large for the memory: calls what it is given with one part after
+the other. It may be asked more than once, and gives the same bytes each time."""
 
 _IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | {".gif"}
 _WANTED = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
@@ -149,14 +153,16 @@ def psnr(a: Pixels, b: Pixels) -> float:
     return 10 * math.log10(255**2 * a.size / squares) if squares else math.inf
 
 
-def publish(data: bytes, root: Path, relative: str | PurePath, scratch: Path, *, replace: bool) -> None:
+def publish(
+    data: bytes | Fill, root: Path, relative: str | PurePath, scratch: Path, *, replace: bool
+) -> None:
     """Make `data` appear as `root / relative`, whole or not at all, and durable on return.
 
     The bytes go to a new file in `scratch`, to the disk, and only then to their name. Folders are
     created as needed, and symbolic links below `root` are not followed.
 
     Args:
-        data: Content of the file.
+        data: Content of the file, or what makes it.
         root: The output folder; it exists.
         relative: Path of the file below `root`.
         scratch: Folder for unfinished files, created if missing. It should be on the same device.
@@ -180,7 +186,7 @@ def publish(data: bytes, root: Path, relative: str | PurePath, scratch: Path, *,
             _publish(data, target, target, base, replace=replace)
 
 
-def _publish(data: bytes, scratch: int, target: int, base: str, *, replace: bool) -> None:
+def _publish(data: bytes | Fill, scratch: int, target: int, base: str, *, replace: bool) -> None:
     """The same with open folders in place of paths, so that nobody can swap them meanwhile."""
     # Short, and independent of the target, whose name may already be as long as names can be.
     part = f".zipcli-{secrets.token_hex(8)}.part"
@@ -196,14 +202,18 @@ def _publish(data: bytes, scratch: int, target: int, base: str, *, replace: bool
             os.unlink(part, dir_fd=scratch)
 
 
-def _write(data: bytes, part: str, scratch: int) -> None:
+def _write(data: bytes | Fill, part: str, scratch: int) -> None:
     """Write a new file with the permissions that the umask leaves, down to the disk."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(part, flags, 0o666, dir_fd=scratch)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        if isinstance(data, bytes):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        else:
+            with open(descriptor, "wb", closefd=False) as file:  # it has no path
+                data(file.write)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from zipcli.config import IMAGE_PATTERNS, Shard
+from zipcli.config import IMAGE_PATTERNS, TAR_PATTERNS, Shard
 from zipcli.errors import ConfigError, shown
 from zipcli.pipeline.lock import holder
 from zipcli.pipeline.outcome import json_path
@@ -127,7 +127,7 @@ class Finding:
 
 
 def verify(out: Place, check_stop: Callable[[], None] = lambda: None) -> Iterator[Finding]:
-    """Compare every output with its digest in the ledger, and name images that are not in it.
+    """Compare every output with its digest in the ledger, and name images or tars that are not in it.
 
     Yields:
         A finding for each output, sorted by input, then one for each foreign image.
@@ -135,7 +135,8 @@ def verify(out: Place, check_stop: Callable[[], None] = lambda: None) -> Iterato
     Raises:
         ConfigError: `out` was not written by zipcli, or its state is damaged.
     """
-    fingerprint = out.state().fingerprint
+    state = out.state()
+    fingerprint, patterns = state.fingerprint, (*IMAGE_PATTERNS, *(TAR_PATTERNS if state.has_tars else ()))
     records = out.records()
     if records.damaged_lines:
         raise ConfigError(
@@ -152,9 +153,9 @@ def verify(out: Place, check_stop: Callable[[], None] = lambda: None) -> Iterato
                 yield finding
     for name in out.files():
         check_stop()
-        # What a reader of the folder would take for an image.
-        if name not in ours and matches(name, IMAGE_PATTERNS):
-            message = "an image that no run here has written"
+        # What a reader of the folder would take for an output.
+        if name not in ours and matches(name, patterns):
+            message = f"{'a file' if state.has_tars else 'an image'} that no run here has written"
             yield Finding(out_path=name, path=None, state="foreign", message=message)
 
 
@@ -203,7 +204,8 @@ def status(out: Place) -> dict[str, Any]:
 
     Returns:
         `settings`, `fingerprint` and `version` of the last run, `input`, `counts` of the last state of
-        every image, `reasons` of those that failed or were skipped, `out_bytes`, `first` and `last` time of
+        every image, and of every tar shard as `tars`, `reasons` of those that failed or were skipped,
+        `out_bytes`, `first` and `last` time of
         a line, `damaged_lines`, `running`: who is writing there now, or None, and `shards`: where there
         are some, who is writing and the counts of each.
 
@@ -214,7 +216,7 @@ def status(out: Place) -> dict[str, Any]:
     records = read.by_path.values()
     outputs = [record.output for record in records if record.is_finished and record.output]
     times = sorted(record.time for record in records if record.time)
-    shards = [_shard_status(out, shard) for shard in out.shards()]
+    shards = [_shard_status(out, shard, has_tars=state.has_tars) for shard in out.shards()]
     return {
         **json_path("folder", str(out)),
         **({} if state.input is None else json_path("input", str(state.input))),
@@ -222,7 +224,7 @@ def status(out: Place) -> dict[str, Any]:
         "version": state.version,
         "settings": state.settings,
         "fingerprint": state.fingerprint,
-        "counts": _counts(read),
+        **_counts(read, has_tars=state.has_tars),
         "reasons": dict(Counter(r.reason for r in records if r.reason)),
         "other_settings": sum(output.fingerprint != state.fingerprint for output in outputs),
         "out_bytes": sum(output.bytes or 0 for output in outputs),
@@ -234,10 +236,17 @@ def status(out: Place) -> dict[str, Any]:
     }
 
 
-def _shard_status(out: Place, shard: Shard) -> dict[str, Any]:
-    return {"shard": str(shard), "running": out.owner(shard), "counts": _counts(out.records([shard]))}
+def _shard_status(out: Place, shard: Shard, *, has_tars: bool) -> dict[str, Any]:
+    counts = _counts(out.records([shard]), has_tars=has_tars)
+    return {"shard": str(shard), "running": out.owner(shard), **counts}
 
 
-def _counts(records: Records) -> dict[str, int]:
-    counts = Counter(record.state for record in records.by_path.values())
-    return {name: counts[name] for name in ("done", "passed", "skipped", "failed", "started")}
+def _counts(records: Records, *, has_tars: bool) -> dict[str, dict[str, int]]:
+    """The `counts` of images, and those of `tars` where the images are in such."""
+    states = ("done", "passed", "skipped", "failed", "started")
+    counts = {"counts": dict.fromkeys(states, 0), "tars": dict.fromkeys(states, 0)}
+    for record in records.by_path.values():
+        what = "tars" if has_tars and record.tar is None else "counts"
+        if record.state in states:
+            counts[what][record.state] += 1
+    return counts if has_tars else {"counts": counts["counts"]}

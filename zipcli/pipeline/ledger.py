@@ -27,7 +27,7 @@ from typing import Any
 
 from zipcli.config import Shard
 from zipcli.errors import InputError, OutputError, Reason, shown
-from zipcli.images.write import publish, sync_folder, withdraw
+from zipcli.images.write import Fill, publish, sync_folder, withdraw
 from zipcli.pipeline.account import Account, stranger_at_work
 from zipcli.pipeline.lock import holder, locked
 from zipcli.pipeline.looking import looking
@@ -192,7 +192,7 @@ class Ledger(Account):
             self._append(line)
         self.sync()
 
-    def publish(self, path: str, target: str, data: bytes) -> None:
+    def publish(self, path: str, target: str, data: bytes | Fill) -> None:
         """Make an output appear whole under its name, durably; its image is `started`.
 
         Raises:

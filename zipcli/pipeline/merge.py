@@ -103,7 +103,8 @@ def joined(out: Place, shards: list[Shard]) -> Records:
     """
     for shard in shards:
         own = out.records([shard])
-        strays = [path for path in own.by_path if shard.count > 1 and not shard.takes(path)]
+        files = {record.tar or path: path for path, record in own.by_path.items()}
+        strays = [path for file, path in files.items() if shard.count > 1 and not shard.takes(file)]
         if strays:
             raise ConfigError(
                 f"{shown(str(out))}: {shown(strays[0])} does not belong to shard {shard}, whose ledger has it"

@@ -14,7 +14,7 @@ State = Literal["done", "passed", "skipped", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one image; every file found ends in exactly one.
+    """What became of one image, or of one tar of them; every file found ends in exactly one.
 
     Attributes:
         path: Relative path of the input.
@@ -36,6 +36,10 @@ class Outcome:
         score: Of the detector.
         threshold: Score from which the detector calls an image suspicious.
         is_folder: Whether it is a folder that cannot be listed; the ledger speaks of images alone.
+        tar: Of an image in a tar shard, relative path of the tar; there its output is in a tar, too.
+        is_tar: Whether it is a tar shard.
+        images: How many images the output of a tar has.
+        left_out: How many samples the output of a tar is without, since images of theirs failed.
         notes: What was changed in reading ("alpha flattened on white").
     """
 
@@ -57,6 +61,10 @@ class Outcome:
     score: float | None = None
     threshold: float | None = None
     is_folder: bool | None = None
+    tar: str | None = None
+    is_tar: bool | None = None
+    images: int | None = None
+    left_out: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -73,7 +81,7 @@ class Outcome:
         for name, value in values.items():
             if value is None or value == ():
                 continue
-            if name in ("path", "out_path"):
+            if name in ("path", "out_path", "tar"):
                 shown |= json_path(name, value)
             else:
                 shown[name] = value
@@ -85,7 +93,7 @@ class Summary:
     """Counts of a run: found = done + passed + skipped + failed.
 
     Of those that are skipped, `already` were done by an earlier run; `ignored` files are no images, and
-    `left` are images that a run which was stopped did not come to.
+    `left` are images that a run which was stopped did not come to. Tar shards are counted apart.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -93,9 +101,13 @@ class Summary:
     ignored: int = 0
     already: int = 0
     left: int = 0
+    tars: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
+        if outcome.is_tar:
+            self.tars[outcome.state] += 1
+            return
         self.counts[outcome.state] += 1
         self.already += outcome.state == "skipped" and outcome.reason is None
         if outcome.reason:
@@ -107,15 +119,17 @@ class Summary:
         return self.counts.total()
 
     def exit_code(self, tolerated: float = 0.0) -> ExitCode:
-        """0 unless a larger share than `tolerated` has failed; by default, when nothing has."""
-        failed = self.counts["failed"]
-        return ExitCode.SOME_FAILED if failed > tolerated * self.found else ExitCode.DONE
+        """0 unless a larger share of images, or of tars, than `tolerated` has failed; by default, any."""
+        has_failed = any(c["failed"] > tolerated * c.total() for c in (self.counts, self.tars))
+        return ExitCode.SOME_FAILED if has_failed else ExitCode.DONE
 
     def as_json(self) -> dict[str, Any]:
         """Counts for JSON."""
         states = {state: self.counts[state] for state in ("done", "passed", "skipped", "failed")}
         others = {"already": self.already, "left": self.left, "ignored": self.ignored}
-        return {"found": self.found, **states, **others, "reasons": dict(self.reasons)}
+        tars = {state: self.tars[state] for state in ("done", "skipped", "failed")}
+        of_tars = {"tars": {"found": self.tars.total(), **tars}} if self.tars else {}
+        return {"found": self.found, **states, **others, **of_tars, "reasons": dict(self.reasons)}
 
 
 def json_path(name: str, path: str) -> dict[str, str]:

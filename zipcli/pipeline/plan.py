@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from zipcli.config import FolderConfig
+from zipcli.config import TAR_PATTERNS, FolderConfig
 from zipcli.errors import ConfigError, OutputError, Reason, shown
 from zipcli.images.load import read_file
 from zipcli.images.write import output_name
@@ -53,6 +53,7 @@ class Selection(ABC):
         only: Relative paths to take and no others; None for all.
         contested: Outputs that several inputs want; who would not keep its name there gets another.
         may_be_gone: Whether a listed file that is not there any more is skipped, and has not failed.
+        keeps_names: Whether every output is called as its input, as tar shards are.
     """
 
     base: Path | Url
@@ -61,6 +62,7 @@ class Selection(ABC):
     only: frozenset[str] | None = None
     contested: frozenset[str] = frozenset()
     may_be_gone: bool = False
+    keeps_names: bool = False
 
     def entries(self) -> Iterator[Entry | Outcome]:
         """Yield the files of our shard in a fixed order, and an outcome for each one that cannot be taken.
@@ -102,7 +104,7 @@ class Selection(ABC):
 
     def _target(self, path: str) -> str:
         """Name of the output of a file, which keeps its whole name where several want one."""
-        target = target_of(path, self.config)
+        target = path if self.keeps_names else target_of(path, self.config)
         if target in self.contested and target != path:
             return path + os.path.splitext(target)[1]  # noqa: PTH122  # pathlib would normalise the folders
         return target
@@ -300,6 +302,8 @@ def check_folder(folder: Path, instead: str = "") -> None:
 
 def no_images(plan: Selection) -> str:
     """What to say of a plan that finds nothing."""
+    if plan.config.include == TAR_PATTERNS:
+        return f"{plan.base}: no tar shards found; those are files named {' '.join(TAR_PATTERNS)}"
     if plan.config.include == FolderConfig.include:
         patterns = " ".join(FolderConfig.include)
         return (

@@ -56,6 +56,7 @@ class Record:
         time: When that was written, in ISO 8601.
         output: The last one that was finished; it may be of another version of the input.
         claim: Where a run has started to write, and nobody knows how far it came; None when it has ended.
+        tar: Of an image in a tar shard, the path of the tar, whose record has the output.
     """
 
     state: str
@@ -63,6 +64,7 @@ class Record:
     time: str | None = None
     output: Output | None = None
     claim: str | None = None
+    tar: str | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -98,8 +100,9 @@ class Records:
             raise OutputError(f"{shown(str(file))}: cannot read the ledger: {e.strerror}") from e
 
     def failed_paths(self) -> tuple[str, ...]:
-        """The inputs that failed when they were last tried, sorted."""
-        return tuple(sorted(path for path, record in self.by_path.items() if record.state == "failed"))
+        """The inputs that failed when they were last tried, sorted; of an image in a tar shard, the tar."""
+        failed = {record.tar or path for path, record in self.by_path.items() if record.state == "failed"}
+        return tuple(sorted(failed))
 
     def add_lines(self, lines: Iterable[bytes]) -> None:
         """Add lines with their line breaks; one without, at the end, may be half of one."""
@@ -121,7 +124,10 @@ class Records:
         path, state = path_from_json(line, "path"), sys.intern(str(line["state"]))
         last = self.by_path.get(path)
         output, claim = (last.output, last.claim) if last else (None, None)
-        if state == "started":
+        tar = sys.intern(path_from_json(line, "tar")) if "tar" in line else None
+        if tar is not None:
+            output, claim = None, None
+        elif state == "started":
             claim = path_from_json(line, "out_path")
         elif state in ("done", "passed"):
             output, claim = _output(line), None
@@ -133,6 +139,7 @@ class Records:
             time=_text(line.get("time")),
             output=output,
             claim=claim,
+            tar=tar,
         )
 
 
@@ -289,7 +296,7 @@ def read_records(out: Path, shards: Iterable[Shard] | None = None) -> Records:
 
 
 def failed_paths(out: Path) -> tuple[str, ...]:
-    """The inputs that failed when they were last tried, sorted.
+    """The inputs that failed when they were last tried, sorted; of an image in a tar shard, the tar.
 
     Raises:
         ConfigError: `out` was not written by zipcli, or its state is damaged.

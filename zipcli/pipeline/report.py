@@ -222,6 +222,8 @@ def read_run(out: Path) -> Run:
         ConfigError: There is none, or it is damaged or of a newer version.
     """
     state = read_state(out)
+    if state.has_tars:
+        raise ConfigError(f"{shown(str(out))}: holds tar shards, of which no page is made; unpack them first")
     cards, damaged_lines = _read_ledger(out / STATE_FOLDER, state.fingerprint)
     return Run(
         settings=state.settings,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zipcli.errors import OutputError
+from zipcli.images.write import Fill
 from zipcli.pipeline.looking import looking
 from zipcli.pipeline.records import Record
 
@@ -149,6 +150,11 @@ def _has_digest(path: Path, sha256: str | None) -> bool:
     return False
 
 
-def has_bytes(path: Path, data: bytes) -> bool:
-    """Whether a file, which is no link, holds exactly `data`."""
-    return _has_digest(path, hashlib.sha256(data).hexdigest())
+def has_bytes(path: Path, data: bytes | Fill) -> bool:
+    """Whether a file, which is no link, holds exactly `data`, or what that makes."""
+    digest = hashlib.sha256()
+    if isinstance(data, bytes):
+        digest.update(data)
+    else:
+        data(digest.update)
+    return _has_digest(path, digest.hexdigest())

@@ -45,6 +45,11 @@ class State:
     input: Path | None
     input_url: str | None = None
 
+    @property
+    def has_tars(self) -> bool:
+        """Whether the outputs are tar shards."""
+        return self.settings.get("tar_shards") is True
+
 
 def read_state(out: Path) -> State:
     """Read run.json of an output folder; a run may be writing there meanwhile.

@@ -18,7 +18,8 @@ from zipcli.pipeline.outcome import Outcome
 from zipcli.pipeline.plan import Entry, folders_of, lost, selects, target_of
 from zipcli.pipeline.resume import Decision
 
-_BROKEN = (tarfile.TarError, EOFError, ValueError, OSError, RecursionError, zlib.error, lzma.LZMAError)
+BROKEN = (tarfile.TarError, EOFError, ValueError, OSError, RecursionError, zlib.error, lzma.LZMAError)
+"""What reading a tar stream that is damaged can raise."""
 
 _EXTENSIONS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -58,13 +59,13 @@ class TarSource:
             with tarfile.open(
                 fileobj=self._stream,
                 mode="r|*",
-                tarinfo=_Member,
+                tarinfo=Member,
                 encoding="utf-8",
                 errors="surrogateescape",
             ) as tar:
                 for member in tar:
                     yield from self._entry(tar, member, taken, folders)
-        except _BROKEN as e:
+        except BROKEN as e:
             yield lost("-", Reason.TRUNCATED, f"this is no tar stream, or not a whole one ({e})", failed=True)
         self._stream.drain()  # who writes there shall not find it closed
 
@@ -158,7 +159,7 @@ class TarSink:
         self._tar.close()
 
 
-class _Member(tarfile.TarInfo):
+class Member(tarfile.TarInfo):
     """A member whose header is whole and modest.
 
     By itself tarfile takes a damaged or missing one for the end, and holds names of any length.
@@ -192,6 +193,14 @@ class _Member(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as e:
             raise tarfile.ReadError(f"{e}; the end is not marked") from e
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        """Refuse the newest kind of sparse file, whose map has no limit either.
+
+        Raises:
+            ReadError: Always.
+        """
+        raise tarfile.ReadError("a sparse file; make the stream without --sparse")
 
 
 class _Stream(RawIOBase):
