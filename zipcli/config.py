@@ -705,6 +705,46 @@ class FolderConfig:
         return keep | ({"quality": self.quality} if self.format in ("same", "jpg") else {})
 
 
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrewConfig:
+    """Which processes purify a folder together; by default it is the one that was started, alone.
+
+    Attributes:
+        engine: local for this machine, or ray for a cluster.
+        devices: Names of devices of this machine with commas between, such as cuda:0,cuda:1, or all; None
+            for no processes beside this one.
+        workers: How many processes; None for one for each device.
+    """
+
+    engine: str = "local"
+    devices: str | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_choice("engine", self.engine, ENGINES)
+        check(
+            self.engine == "local" or self.devices is None,
+            f"devices: those of engine {self.engine} are in its cluster; say cpu or cuda with --device",
+        )
+        check(self.workers is None or self.workers >= 1, f"workers: {self.workers} is not at least 1")
+        check(self.workers is None or self.is_used, "workers: give --devices, or --engine ray")
+        check(all(self.device_names), "devices: a name is missing; give a list such as cuda:0,cuda:1")
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there are workers at all."""
+        return self.engine != "local" or self.devices is not None
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """The devices one by one."""
+        return () if self.devices is None else tuple(name.strip() for name in self.devices.split(","))
+
+
 CLASSIFIER_PREFIXES = {"http://": "http", "https://": "http", "cmd:": "cmd", "cmd-paths:": "cmd-paths"}
 """How the word of --classifier begins, and the kind that it means; anything else is a model file."""
 

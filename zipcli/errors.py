@@ -50,6 +50,7 @@ class Reason(StrEnum):
     COLLISION = "collision"
     NOT_STORED = "not_stored"
     SAMPLE_INCOMPLETE = "sample_incomplete"
+    WORKER_CRASH = "worker_crash"
 
 
 def shown(text: str) -> str:
@@ -127,6 +128,10 @@ class MemoryExhaustedError(ZipcliError):
 
 class DeviceLostError(ZipcliError):
     """The device has failed and answers nothing any more; another process may find it well."""
+
+
+class WorkerLostError(ZipcliError):
+    """A process that purified has ended without being asked; another may fare better."""
 
 
 class NonFiniteError(ZipcliError):

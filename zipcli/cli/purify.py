@@ -21,6 +21,7 @@ from zipcli.cli.options import (
     selection_options,
     transform_names,
 )
+from zipcli.cli.purify_crew import CREW_OPTIONS, crew_options
 from zipcli.cli.purify_folder import Wishes, purify_folder
 from zipcli.cli.purify_stream import purify_picture, purify_tar
 from zipcli.cli.signals import StopSignals
@@ -36,6 +37,7 @@ from zipcli.config import (
     REMOTE_JOBS,
     SAMPLER_SETTINGS,
     VARIANTS,
+    CrewConfig,
     DetectConfig,
     FolderConfig,
     PurifyConfig,
@@ -46,14 +48,17 @@ from zipcli.errors import ConfigError
 from zipcli.pipeline.url import Url
 
 WISHES = [
-    field.name for field in fields(Wishes) if field.name not in ("source", "out", "verbosity", "as_json")
+    field.name
+    for field in fields(Wishes)
+    if field.name not in ("source", "out", "verbosity", "as_json", "crew")
 ]
 NOT_OF_TARS = (
     *("files_from", "retry_failed", "watch", "dry_run", "as_json", "allow_empty"),
     *("shard", "overwrite", "paranoid", "force_unlock", "on_collision", "portable_names", "tar_shards"),
+    *CREW_OPTIONS,
 )
-NOT_OF_URLS = ("watch", "tar_shards")
-NOT_OF_TAR_SHARDS = ("watch", "on_collision", "portable_names")
+NOT_OF_URLS = ("watch", "tar_shards", *CREW_OPTIONS)
+NOT_OF_TAR_SHARDS = ("watch", "on_collision", "portable_names", *CREW_OPTIONS)
 NOT_OF_PICTURES = (*NOT_OF_TARS, "include", "exclude", "jobs", "detector", "fail_on", "strict_ext")
 PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
 FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
@@ -188,6 +193,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     show_default=True,
     help="auto, cpu, cuda, cuda:N or mps; an absent device is an error.",
 )
+@crew_options
 @click.option(
     "--dtype",
     type=Name("dtype", DTYPES),
@@ -380,7 +386,10 @@ def purify(
         raise click.UsageError("--json: standard output is closed")
     again = shlex.join(["zipcli", *sys.argv[1:]])
     stop.last_words = f"stopped; to go on, run the same command again: {again}"
-    wishes = Wishes(source=source, out=out, verbosity=verbosity, as_json=as_json, **given(ctx, WISHES))
+    crew = CrewConfig(**given(ctx, CREW_OPTIONS))
+    wishes = Wishes(
+        source=source, out=out, verbosity=verbosity, as_json=as_json, crew=crew, **given(ctx, WISHES)
+    )
     return purify_folder(wishes, config, folder_config, detect, stop)
 
 
@@ -395,6 +404,10 @@ def _refuse_contradictions(ctx: click.Context) -> None:
         raise click.UsageError(f"{_option(ways[0])} and {_option(ways[1])} contradict each other; give one")
     if ways == ["watch", "dry_run"]:
         raise click.UsageError("--watch and --dry-run contradict each other; give one")
+    for name in given(ctx, ("watch",) if given(ctx, CREW_OPTIONS) else ()):
+        raise click.UsageError(f"{_option(name)} works in one process; leave out --devices and --engine")
+    if given(ctx, ("device", "devices")).keys() >= {"device", "devices"}:
+        raise click.UsageError("--device and --devices contradict each other; give one")
 
 
 def _refuse_unused(ctx: click.Context, names: tuple[str, ...], what: str) -> None:

@@ -2,23 +2,25 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
 from zipcli.cli import purify_places as places
 from zipcli.cli.console import Progress, emit, say
+from zipcli.cli.purify_crew import crew_run
 from zipcli.cli.purify_engine import engine
 from zipcli.cli.purify_stream import stdin
 from zipcli.cli.signals import StopSignals
-from zipcli.config import TAR_PATTERNS, DetectConfig, FolderConfig, PurifyConfig, check
+from zipcli.config import TAR_PATTERNS, CrewConfig, DetectConfig, FolderConfig, PurifyConfig, check
 from zipcli.errors import ConfigError, ExitCode, StoppedError, shown
 from zipcli.pipeline.url import Url
 
 if TYPE_CHECKING:
     from zipcli.pipeline.account import Account
+    from zipcli.pipeline.crew import CrewRun
     from zipcli.pipeline.folder import FolderRun
     from zipcli.pipeline.outcome import Outcome
     from zipcli.pipeline.plan import Entry, Plan, Selection
@@ -42,6 +44,7 @@ class Wishes:
         dry_run: Only say what would be done.
         as_json: JSON lines on standard output.
         verbosity: -1 for quiet, 0, or 1 and more for a line per image.
+        crew: Which processes do it.
     """
 
     source: Path | Url
@@ -56,6 +59,7 @@ class Wishes:
     dry_run: bool = False
     as_json: bool = False
     verbosity: int = 0
+    crew: CrewConfig = field(default_factory=CrewConfig)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -80,7 +84,8 @@ def purify_folder(
 
     from zipcli.images.guard import shared_pool
 
-    if not wishes.dry_run:
+    has_crew = wishes.crew.is_used and not wishes.dry_run
+    if not wishes.dry_run and not has_crew:
         shared_pool().warm(files.jobs)  # they start while we import torch
     ledger = places.ledger_of(wishes.out, plan.base, files)
     if not wishes.watch:  # a service must start again; what is in the way costs one image then
@@ -90,17 +95,24 @@ def purify_folder(
 
         refuse_unwritable(wishes.out)
 
+    if has_crew:
+        from zipcli.pipeline.ledger import Ledger
+        from zipcli.pipeline.plan import Plan
+
+        assert isinstance(plan, Plan)  # several processes and a URL are refused together
+        assert isinstance(ledger, Ledger)
+        with crew_run(wishes.crew, plan, ledger, config, detect, stop, wishes.verbosity) as crew:
+            _use_settings(ledger, files, crew.fingerprint_parts(stop.check))
+            return _run(crew, plan, ledger, wishes, size, stop)
+
     from zipcli.pipeline.folder import FolderRun
     from zipcli.pipeline.ledger import Ledger
     from zipcli.pipeline.plan import Plan
     from zipcli.pipeline.tar_shards import TarShardsRun
 
+    shape = {"tar_shards": True} if wishes.tar_shards else {}
     with engine(config, detect, stop, wishes.verbosity) as (purifier, screening):
-        settings = {**purifier.fingerprint_parts, **files.file_settings(), **screening.fingerprint_parts}
-        settings |= {"tar_shards": True} if wishes.tar_shards else {}
-        ledger.use_settings(settings, overwrite=files.overwrite)
-        if ledger.damaged_lines:
-            say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {ledger.out} are ignored")
+        _use_settings(ledger, files, purifier.fingerprint_parts | screening.fingerprint_parts | shape)
         if wishes.dry_run:
             return _show_plan(plan, ledger, size, stop, as_json=wishes.as_json)
         stop.check()
@@ -110,6 +122,12 @@ def purify_folder(
             assert isinstance(ledger, Ledger)
             run = TarShardsRun(plan, purifier, screening.detector, ledger, again=wishes.retry_failed)
         return _run(run, plan, ledger, wishes, size, stop)
+
+
+def _use_settings(ledger: "Account", files: FolderConfig, fingerprint_parts: dict[str, Any]) -> None:
+    ledger.use_settings({**fingerprint_parts, **files.file_settings()}, overwrite=files.overwrite)
+    if ledger.damaged_lines:
+        say(f"Warning: {ledger.damaged_lines} damaged lines in the ledger of {ledger.out} are ignored")
 
 
 def _nothing_to_do(wishes: Wishes) -> int:
@@ -215,7 +233,7 @@ def _refuse_unportable(entries: Iterator["Entry | Outcome"]) -> None:
 
 
 def _run(
-    run: "FolderRun | TarShardsRun",
+    run: "FolderRun | TarShardsRun | CrewRun",
     plan: "Selection",
     ledger: "Account",
     wishes: Wishes,
@@ -223,8 +241,6 @@ def _run(
     stop: StopSignals,
 ) -> int:
     """Purify and report; the ledger is ours until the end."""
-    from zipcli.pipeline.tar_shards import TarShardsRun
-
     name, as_json = shown(str(ledger.out)), wishes.as_json
     if as_json:
         facts = {"fingerprint": ledger.fingerprint, "settings": ledger.settings}
@@ -240,10 +256,10 @@ def _run(
         if ledger.took_over:
             say(f"Note: {ledger.took_over} had {name} before and did not end in order; going on")
         try:
-            if isinstance(run, TarShardsRun):
-                run.tick = progress.tick
+            if wishes.tar_shards:
+                cast("TarShardsRun", run).tick = progress.tick
             elif wishes.watch:
-                _watch(run, cast("Plan", plan), wishes, progress, stop)
+                _watch(cast("FolderRun", run), cast("Plan", plan), wishes, progress, stop)
             code = run.run(progress.add, stop.check).exit_code(plan.config.tolerated)
         except StoppedError as e:
             code, stopped = e.exit_code, True

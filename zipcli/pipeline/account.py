@@ -116,7 +116,7 @@ class Account(ABC):
             for record in self.records.values()
         )
 
-    def _may_replace(self, path: str, target: str) -> bool:
+    def may_replace(self, path: str, target: str) -> bool:
         """Whether what is at the name of an output may be replaced; asked when it is written.
 
         Raises:
@@ -154,7 +154,9 @@ class Account(ABC):
             return (output.in_sha256, output.fingerprint) != (in_sha256, self.fingerprint)
         return record.claim == target
 
-    def _started(self, images: Iterable[tuple[str, str, str]], seed: int | None) -> list[dict[str, Any]]:
+    def _started(
+        self, images: Iterable[tuple[str, str, str | None]], seed: int | None
+    ) -> list[dict[str, Any]]:
         """The lines that say of (path, target, input digest) that an output may appear."""
         return [
             {

@@ -25,6 +25,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def every_device() -> list[str]:
+    """Every CUDA device, or where there is none, the one that auto means."""
+    return [f"cuda:{n}" for n in range(torch.cuda.device_count())] or [pick_device("auto").type]
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of torch's means that the device or the machine has too little memory."""
     # On a CPU torch raises a plain RuntimeError.

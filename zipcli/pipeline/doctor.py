@@ -19,7 +19,7 @@ from zipcli.models.store import find_cached
 from zipcli.pipeline.device import pick_device
 
 PACKAGES = ("click", "torch", "pillow", "rich", "numpy", "safetensors", "huggingface-hub")
-EXTRAS = ("onnxruntime", "scikit-image")
+EXTRAS = ("onnxruntime", "scikit-image", "ray")
 """Packages that zipcli does without."""
 
 CODECS = ("jpg", "webp", "libtiff", "zlib")

@@ -186,8 +186,8 @@ class Ledger(Account):
             if e.errno not in (*FULL, errno.EFBIG):
                 raise
 
-    def start(self, images: Iterable[tuple[str, str, str]], seed: int | None) -> None:
-        """Note (path, target, input digest) of images before their outputs can appear; synced."""
+    def start(self, images: Iterable[tuple[str, str, str | None]], seed: int | None) -> None:
+        """Note (path, target, input digest if known) of images before their outputs can appear; synced."""
         for line in self._started(images, seed):
             self._append(line)
         self.sync()
@@ -200,9 +200,8 @@ class Ledger(Account):
                 the way, or the name is not possible there.
             OutputError: The folder cannot be written.
         """
-        may_replace = self._may_replace(path, target)
         try:
-            publish(data, self.out, target, self.scratch, replace=may_replace)
+            publish(data, self.out, target, self.scratch, replace=self.may_replace(path, target))
         except InputError as e:
             # Where locks do not work, another run may have written the very same.
             if e.reason is not Reason.FOREIGN_OUTPUT:
@@ -218,8 +217,12 @@ class Ledger(Account):
     def retract(self, path: str, target: str, in_sha256: str | None) -> None:
         """Remove our own output of an input that now fails, where it is not of this very version."""
         if self._is_outdated(path, target, in_sha256):
-            with self._reporting():
-                withdraw(self.out, target)
+            self.withdraw(target)
+
+    def withdraw(self, target: str) -> None:
+        """Remove an output of which nobody but us knows, if it is there."""
+        with self._reporting():
+            withdraw(self.out, target)
 
     def sync(self) -> None:
         """Put every line on the disk."""

@@ -170,7 +170,7 @@ class RemoteLedger(Account):
                 the way, the name is not possible there, or the store has failed again and again.
             OutputError: The folder cannot be written.
         """
-        may_replace = self._may_replace(path, target)
+        may_replace = self.may_replace(path, target)
         self._open_writer.wait(self._tickets.pop(path, None))
         try:
             self.outlet.publish(target, data, replace=may_replace)
