@@ -11,7 +11,13 @@ from zipcli.config import NoiseSchedule
 from zipcli.models.denoiser import Denoiser
 from zipcli.models.loading import load_model
 from zipcli.models.local_unet import LocalUNetConfig, build_local_unet
-from zipcli.models.packed import PackedConv, PackedUNet, for_inference, has_packed_layers
+from zipcli.models.packed import (
+    PackedConv,
+    PackedUNet,
+    for_inference,
+    has_packed_layers,
+    is_batch_invariant,
+)
 from zipcli.models.prior import Prior, UNetPrior
 from zipcli.models.unet import UNet
 from zipcli.models.unet_config import UNetConfig
@@ -73,6 +79,24 @@ def test_images_at_different_noise_levels_are_served_too() -> None:
     packed = for_inference(deepcopy(plain))
     x, times = states(4, 3, 16, 16), torch.tensor([5.0, 5.0, 300.0, 800.0])
     torch.testing.assert_close(packed(x, times), plain(x, times), rtol=1e-4, atol=2e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [(32, 32), (45, 70), (128, 96)])
+def test_an_image_does_not_depend_on_its_batch(dtype: str, size: tuple[int, int]) -> None:
+    model = for_inference(load_model("builtin", CPU, dtype).model)
+    if not is_batch_invariant(model):
+        assert dtype == "bfloat16", "then calls are filled up, which costs time: look why"
+        return
+    x = states(11, 3, *size)
+    together = model(x, torch.full((11,), 321.0))
+    for count in (1, 2, 5, 10):
+        assert torch.equal(model(x[:count], torch.full((count,), 321.0)), together[:count]), count
+
+
+def test_only_packed_networks_are_tried_for_invariance() -> None:
+    assert not is_batch_invariant(local_prior(block="gated"))
 
 
 def test_blocks_of_the_first_priors_stay_as_they_are() -> None:

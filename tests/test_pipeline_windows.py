@@ -6,7 +6,7 @@ from torch import Tensor
 
 from zipcli.config import MethodConfig, NoiseSchedule
 from zipcli.methods.zip import purify
-from zipcli.pipeline.windows import WindowedModel, images_per_call
+from zipcli.pipeline.windows import WindowedModel
 from zipcli.transforms import make_operator
 
 CPU = torch.device("cpu")
@@ -101,7 +101,13 @@ def test_the_network_is_called_with_one_shape_whatever_the_batch() -> None:
         model = LocalModel()
         WindowedModel(model, 512, 64)(images(count, 32, 32), torch.full((count,), 500.0))
         shapes |= set(model.shapes)
-    assert shapes == {(images_per_call((32, 32), CPU), 3, 32, 32)}
+    assert shapes == {(4, 3, 32, 32)}
+
+
+def test_a_network_that_is_known_to_be_invariant_sees_no_more_images_than_there_are() -> None:
+    model = LocalModel()
+    WindowedModel(model, 512, 64, batch_invariant=True)(images(21, 32, 32), torch.full((21,), 500.0))
+    assert [shape[0] for shape in model.shapes] == [16, 5]
 
 
 def test_learned_variance_channels_are_dropped() -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "zipcli.cli.inspect:status",
     "merge": "zipcli.cli.inspect:merge",
     "train": "zipcli.cli.train:train",
+    "bench": "zipcli.cli.bench:bench",
     "doctor": "zipcli.cli.doctor:doctor",
     "models": "zipcli.cli.models:models",
     "completion": "zipcli.cli.completion:completion",

@@ -23,7 +23,7 @@ from zipcli.images.guard import declared_size, decode
 from zipcli.images.load import Pixels, read_file
 from zipcli.images.write import encode, publish
 from zipcli.models.loading import load_model
-from zipcli.models.packed import for_inference
+from zipcli.models.packed import for_inference, is_batch_invariant
 from zipcli.pipeline.dataset import class_names, read_rgb
 from zipcli.pipeline.device import pick_device
 from zipcli.pipeline.outcome import Outcome, json_path
@@ -109,7 +109,9 @@ def open_detector(
         def make() -> Detector:
             if config.detector == "residual":
                 loaded = load_model("builtin", parts["device"], "float32")
-                prior = WindowedModel(for_inference(loaded.model), DEFAULT_WINDOW, DEFAULT_OVERLAP)
+                model = for_inference(loaded.model)
+                invariant = is_batch_invariant(model)
+                prior = WindowedModel(model, DEFAULT_WINDOW, DEFAULT_OVERLAP, batch_invariant=invariant)
                 prior.before_call = check_stop
                 parts.update(prior=prior, prior_sha256=loaded.sha256)
             return DETECTORS[config.detector](config, Parts(**parts))

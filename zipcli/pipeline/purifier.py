@@ -29,9 +29,9 @@ from zipcli.methods.grids import chain
 from zipcli.models.catalog import known_architecture
 from zipcli.models.hub import Listener
 from zipcli.models.loading import load_model
-from zipcli.models.packed import for_inference
+from zipcli.models.packed import for_inference, is_batch_invariant
 from zipcli.pipeline.device import is_device_lost, is_out_of_memory, pick_device
-from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel, images_per_call
+from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel
 from zipcli.protocols import EpsModel
 from zipcli.schedule import alpha_bars
 from zipcli.transforms import make_operator
@@ -116,18 +116,24 @@ class Purifier:
                     f"model {config.model} was not trained for the method nullspace, as the built-in one and "
                     "those of zipcli train are; it may refill badly"
                 )
-            purifier.use(for_inference(loaded.model), loaded.fingerprint)
+            model = for_inference(loaded.model)
+            purifier.use(model, loaded.fingerprint, batch_invariant=is_batch_invariant(model))
         return purifier
 
-    def use(self, model: EpsModel, fingerprint: dict[str, Any]) -> None:
-        """Purify with `model`, a diffusion prior; `fingerprint` tells it from others, for JSON.
+    def use(self, model: EpsModel, fingerprint: dict[str, Any], *, batch_invariant: bool = False) -> None:
+        """Purify with a model.
+
+        Args:
+            model: A diffusion prior.
+            fingerprint: Tells it from others, for JSON.
+            batch_invariant: As `WindowedModel` needs it.
 
         Raises:
             ConfigError: The sizes or the steps do not fit the model.
         """
         check(model.channels == 3, f"model {self.config.model}: it has {model.channels} channels, not 3")
         side, overlap = self.window(model.schedule, model.native_side)
-        self._model = WindowedModel(model, side, overlap)
+        self._model = WindowedModel(model, side, overlap, batch_invariant=batch_invariant)
         self.fingerprint_parts |= {**fingerprint, "tile": side, "overlap": overlap}
 
     def window(self, schedule: NoiseSchedule, native_side: int | None) -> tuple[int, int]:
@@ -210,7 +216,7 @@ class Purifier:
             return per_canvas * max(1, (self.config.batch_size or per_canvas) // per_canvas)
         window = self._model.window(working)
         in_one_window = working[0] <= window[0] and working[1] <= window[1]
-        calls = images_per_call(window, self.device)
+        calls = self._model.images_per_call(window, self.device)
         automatic = calls * max(1, BATCH_PIXELS // (calls * window[0] * window[1])) if in_one_window else 1
         return self.config.batch_size or automatic
 

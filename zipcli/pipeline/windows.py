@@ -26,6 +26,9 @@ CPU_CALL_PIXELS = 4 * 32 * 32
 """Pixels in one call of the network, for small windows. A CPU is busy with four images of 32 pixels;
 more would waste work on the last call of a batch, which is filled up."""
 
+CPU_LOOSE_CALL_PIXELS = 16 * 32 * 32
+"""The same where calls need not be filled up: with 16 images a call is 9 % faster, in bfloat16 15 %."""
+
 DEVICE_CALL_PIXELS = 256 * 32 * 32
 """The same elsewhere, where a call costs a launch."""
 
@@ -46,15 +49,18 @@ class WindowedModel:
     native_side = None
     minimum_side = 1
 
-    def __init__(self, model: EpsModel, side: int, overlap: int) -> None:
+    def __init__(self, model: EpsModel, side: int, overlap: int, *, batch_invariant: bool = False) -> None:
         """Wrap `model`.
 
         Args:
             model: Takes squares of its native side, or any side from its minimum.
             side: Side of a window in pixels; the model's own where it has one.
             overlap: Pixels that neighbouring windows share.
+            batch_invariant: Whether what it says of an input is the same to the last bit, whatever
+                else is in the call.
         """
         self.model = model
+        self.batch_invariant = batch_invariant
         self.schedule = model.schedule
         self.channels = model.channels
         self.side = side
@@ -90,26 +96,27 @@ class WindowedModel:
         return (min(max(size[0], low), self.side), min(max(size[1], low), self.side))
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
-        """Call the network with inputs of one constant shape per window size.
+        """Call the network, unless it is known to be invariant with inputs of one shape per window size.
 
-        Fast convolutions choose their order of summation by the shape of the whole batch, so an
+        Fast convolutions may choose their order of summation by the shape of the whole batch, so an
         image alone and among others would differ in the last bits. Short chunks are filled up.
         """
-        size = images_per_call((x.shape[-2], x.shape[-1]), x.device)
+        size = self.images_per_call((x.shape[-2], x.shape[-1]), x.device)
         outputs = []
         for start in range(0, len(x), size):
             chunk, times = x[start : start + size], t[start : start + size]
-            missing = size - len(chunk)
+            missing = 0 if self.batch_invariant else size - len(chunk)
             self.before_call()
             if missing:
                 chunk = torch.cat([chunk, chunk[:1].expand(missing, -1, -1, -1)])
                 times = torch.cat([times, times[:1].expand(missing)])
             chunk = chunk.contiguous(memory_format=torch.channels_last)
-            outputs.append(self.model(chunk, times)[: size - missing, : self.channels])
+            outputs.append(self.model(chunk, times)[: len(chunk) - missing, : self.channels])
         return torch.cat(outputs)
 
-
-def images_per_call(window: tuple[int, int], device: torch.device) -> int:
-    """Windows in one call of the network: a function of their size and the device alone."""
-    pixels = CPU_CALL_PIXELS if device.type == "cpu" else DEVICE_CALL_PIXELS
-    return max(1, pixels // max(window[0] * window[1], 32 * 32))
+    def images_per_call(self, window: tuple[int, int], device: torch.device) -> int:
+        """Windows in one call of the network: a function of their size and the device alone."""
+        pixels = DEVICE_CALL_PIXELS
+        if device.type == "cpu":
+            pixels = CPU_LOOSE_CALL_PIXELS if self.batch_invariant else CPU_CALL_PIXELS
+        return max(1, pixels // max(window[0] * window[1], 32 * 32))
