@@ -337,7 +337,7 @@ def picture(side: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     spectrum = np.fft.rfft2(random.standard_normal((3, side, side)))
     frequency = np.hypot(*np.meshgrid(np.fft.rfftfreq(side), np.fft.fftfreq(side)))
-    smooth = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / side), s=(side, side))
+    smooth = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / side) ** 1.5, s=(side, side))
     levels = 128 + 60 * smooth / smooth.std()
     return np.ascontiguousarray(levels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
