@@ -113,6 +113,23 @@ def test_purified_on_the_fly_as_in_folders(victim: str, here: Path) -> None:
     assert now["cost_ms"]["purify"] > 0
 
 
+def test_a_detector_is_measured_beside_what_it_saves(victim: str, here: Path) -> None:
+    """`scaleup` with a threshold of 2 flags nothing, one of 0 everything: both must show."""
+    gates = {}
+    for threshold in ("0", "2"):
+        words = ("--detector", "scaleup", "--classifier", victim, "--threshold", threshold)
+        assert invoke("purify", "poisoned", f"out{threshold}", *BLUR, *words, "-q").exit_code == 0
+        result = evaluate(victim, "--json", "--purified", f"out{threshold}")
+        gates[threshold] = facts(result)["gate"]
+        shown = evaluate(victim, "--purified", f"out{threshold}").stdout
+        assert "% purified after the detector" in shown
+    assert [gates["0"][key]["count"] for key in ("flagged", "tpr", "fpr")] == [30, 15, 15]
+    assert gates["0"]["speedup_at_most"] == 1
+    assert [gates["2"][key]["count"] for key in ("flagged", "tpr", "fpr")] == [0, 0, 0]
+    assert gates["2"]["speedup_at_most"] is None
+    assert facts(evaluate(victim, "--json", *BLUR))["gate"] is None
+
+
 def test_folders_of_clean_and_poisoned_images_apart(victim: str, here: Path) -> None:
     for part in ("clean", "poisoned"):
         assert invoke("purify", f"poisoned/{part}", f"p-{part}", *BLUR, "-q").exit_code == 0

@@ -189,6 +189,7 @@ def _show(result: "Evaluation", facts: dict[str, Any], *, per_class: bool) -> No
         if values and values["psnr"] is not None:
             ssim = f", SSIM {values['ssim']:.3f}" if values["ssim"] is not None else ""
             lines.append(f"{words}: PSNR {values['psnr']:.2f} dB{ssim}")
+    lines += _gate_lines(result)
     if facts["der"] is not None:
         lines.append(f"DER {facts['der']:.3f} (0.5 is a defence that does nothing, 1 a perfect one)")
     cost = facts["cost_ms"]
@@ -197,6 +198,15 @@ def _show(result: "Evaluation", facts: dict[str, Any], *, per_class: bool) -> No
     for note in facts["notes"]:
         say(f"Note: {note}")
     click.echo(printable("\n".join(lines)))
+
+
+def _gate_lines(result: "Evaluation") -> list[str]:
+    """What the detector did, and what that can save."""
+    if (gate := result.gate) is None:
+        return []
+    gain = f", which is at most {1 / gate.flagged.value:.1f} times as fast" if gate.flagged.count else ""
+    parts = [f"{words} {_short(share)}" for words, share in (("poisoned", gate.tpr), ("clean", gate.fpr))]
+    return [f"% purified after the detector: all {_short(gate.flagged)}{gain}; {', '.join(parts)}"]
 
 
 def _class_rows(result: "Evaluation") -> list[str]:

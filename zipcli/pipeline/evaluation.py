@@ -47,6 +47,33 @@ class Purify(Protocol):
         """The settings, ready for JSON."""
         ...
 
+    def flagged(self, digests: Sequence[str], /) -> list[bool] | None:
+        """Which images a detector did not let pass; None where there was none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a detector before the purification did.
+
+    Attributes:
+        flagged: Images that were purified, of all; an image costs at least this share of a purification.
+        tpr: Poisoned images that were purified; the others reach the classifier with their trigger.
+        fpr: Clean images that were purified.
+    """
+
+    flagged: Share
+    tpr: Share | None
+    fpr: Share | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The shares, and how much faster the detector can make a run at most, its own cost left out."""
+        share = self.flagged.value
+        return {
+            **{"flagged": share_json(self.flagged), "tpr": share_json(self.tpr), "fpr": share_json(self.fpr)},
+            "speedup_at_most": round(1 / share, 3) if share else None,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
@@ -122,6 +149,7 @@ class Evaluation:
         purified_poisoned: Purified poisoned images against the clean ones.
         settings: Of the attack and of the purification.
         cost: Milliseconds for each image.
+        gate: What a detector did; None where there was none.
         notes: What the reader should know.
     """
 
@@ -135,6 +163,7 @@ class Evaluation:
     purified_poisoned: Fidelity
     settings: dict[str, Any]
     cost: dict[str, float | None]
+    gate: Gate | None
     notes: tuple[str, ...]
 
     @property
@@ -162,6 +191,7 @@ class Evaluation:
                 "purified_poisoned": self.purified_poisoned.as_json() if self.after else None,
             },
             "cost_ms": self.cost,
+            "gate": self.gate.as_json() if self.gate else None,
             "settings": self.settings,
             "notes": list(self.notes),
         }
@@ -243,6 +273,7 @@ class _Run:
         self.clean_of = {picture.id: picture for picture in images.clean}
         self.seconds = {"classify": 0.0, "purify": 0.0}
         self.counts = {"classify": 0, "purify": 0}
+        self.flagged: dict[str, list[bool]] = {"clean": [], "poisoned": []}
 
     def chunk(self, kind: str, pictures: Sequence[Picture]) -> None:
         read = [read_picture(self.images.base, picture) for picture in pictures]
@@ -257,6 +288,7 @@ class _Run:
         purified = self.purify(pixels, digests)
         self.seconds["purify"] += time.monotonic() - began
         self.counts["purify"] += len(pixels)
+        self.flagged[kind] += self.purify.flagged(digests) or []
         self._predict("after", kind, purified)
         self._compare(f"purified_{kind}", purified, originals)
 
@@ -298,7 +330,19 @@ class _Run:
                 name: round(1000 * self.seconds[name] / count, 3) if count else None
                 for name, count in self.counts.items()
             },
+            gate=self._gate(),
             notes=tuple(notes),
+        )
+
+    def _gate(self) -> Gate | None:
+        clean, poisoned = self.flagged["clean"], self.flagged["poisoned"]
+        flagged = metrics.share(np.array(clean + poisoned, bool))
+        if flagged is None:
+            return None
+        return Gate(
+            flagged=flagged,
+            tpr=metrics.share(np.array(poisoned, bool)),
+            fpr=metrics.share(np.array(clean, bool)),
         )
 
     def _side(self, when: str) -> Side:
@@ -380,6 +424,10 @@ class PurifyNow:
         """The settings, ready for JSON."""
         return dict(self._purifier.fingerprint_parts)
 
+    def flagged(self, digests: Sequence[str], /) -> list[bool] | None:
+        """None: everything is purified."""
+        return None
+
     def __call__(self, images: Sequence[Pixels], digests: Sequence[str], /) -> list[Pixels]:
         """Purify images of any sizes, each size in batches of its own."""
         by_size: dict[tuple[int, ...], list[int]] = {}
@@ -405,6 +453,7 @@ class PurifiedFolders:
         """
         self._files: dict[str, tuple[Path, str, int | None]] = {}
         self._failed: dict[str, str] = {}
+        self._passed: set[str] = set()
         runs = [(folder, self._read(folder)) for folder in folders]
         first, self.facts = runs[0]
         for folder, facts in runs[1:]:
@@ -444,9 +493,17 @@ class PurifiedFolders:
                     path_from_json(record, "out_path"),
                     record.get("out_bytes"),
                 )
+                if record["state"] == "passed":
+                    self._passed.add(str(digest))
             elif record.get("state") == "failed" and digest:
                 self._failed[str(digest)] = f"{shown(path)}: {record.get('message', '')}"
         return settings
+
+    def flagged(self, digests: Sequence[str], /) -> list[bool] | None:
+        """What the detector of the run purified; None where it had none."""
+        if self.facts.get("detector", "none") == "none":
+            return None
+        return [digest not in self._passed for digest in digests]
 
     def __call__(self, images: Sequence[Pixels], digests: Sequence[str], /) -> list[Pixels]:
         """Read the purified images."""
