@@ -48,7 +48,7 @@ TRAINING: dict[str, list[str]] = {
 
 DEFENCES = {
     "blur": ["--method", "blur", "-t", "blur:2"],
-    "zip": [],
+    "zip": ["--sampler", "ddim"],  # the chain of the paper
     "nullspace": ["--method", "nullspace"],
 }
 

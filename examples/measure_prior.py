@@ -3,6 +3,7 @@
     python examples/measure_prior.py                       # 1,000 CIFAR-10 test images, 50 photos
     python examples/measure_prior.py --images 64 --photos 0 --json
     python examples/measure_prior.py --method nullspace
+    python examples/measure_prior.py --sampler ddim        # the chain of the ZIP paper
     python examples/measure_prior.py --posterior-mean 8    # the closest image instead of a likely one
     python examples/measure_prior.py --images 5000 --photos 0 --transforms blur:2 --classifier FILE
 
@@ -57,9 +58,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=50)
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--transforms", action="append", help="one choice, such as blur:2 or blur:2,gray")
-    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--method", default="zip", choices=("zip", "nullspace"))
-    parser.add_argument("--lambda", dest="lambda_", type=float, default=10, help="of zip")
+    parser.add_argument("--sampler", default="auto", help="of the method")
+    parser.add_argument("--steps", type=int, default=0, help="0 for as many as the sampler needs")
+    parser.add_argument("--lambda", dest="lambda_", type=float, help="of zip with --sampler ddim")
     parser.add_argument("--posterior-mean", type=int, metavar="K", help="no method, but K evaluations")
     parser.add_argument("--classifier", type=Path, metavar="FILE")
     parser.add_argument("--seed", type=int, default=1234)
@@ -102,7 +104,7 @@ def measure(
         "purified": float(after),
         "gain": float(after - before),
         "images_per_s": len(images) / seconds,
-        "evaluations": options.posterior_mean or options.steps,
+        "evaluations": purifier.evaluations if isinstance(purifier, PosteriorMean) else purifier.config.steps,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     names = [name for name, _ in images]
@@ -117,8 +119,7 @@ def make_purifier(transforms: list[str], options: argparse.Namespace) -> "Purifi
     if options.posterior_mean:
         return PosteriorMean(options.model, transforms, options.posterior_mean, options.seed)
     settings: dict[str, Any] = {"steps": options.steps, "seed": options.seed, "method": options.method}
-    if options.method == "zip":
-        settings["lambda_"] = options.lambda_
+    settings |= {"sampler": options.sampler, "lambda_": options.lambda_}
     return Purifier.from_pretrained(options.model, transforms=transforms, **settings)
 
 

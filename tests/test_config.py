@@ -141,7 +141,8 @@ def test_a_method_takes_the_settings_it_uses() -> None:
 @pytest.mark.parametrize(
     ("given", "chosen"),
     [
-        ({"transforms": ["blur:2", "gray"]}, ("zip", "decoupled", 3)),
+        ({"transforms": ["blur:2", "gray"]}, ("zip", "ddim", 20)),
+        ({"transforms": ["blur:2+gray"]}, ("nullspace", "decoupled", 2)),
         ({"model": "openai-256"}, ("zip", "decoupled", 3)),
         ({"method": "zip"}, ("zip", "decoupled", 3)),
         ({"steps": 7}, ("nullspace", "decoupled", 7)),
@@ -171,6 +172,8 @@ def test_method_and_sampler_are_chosen_such_that_every_option_counts(
         ({"sampler": "decoupled", "eta": 1.0}, "eta: sampler decoupled does not use it"),
         ({"sampler": "warm", "grid": "official"}, "grid: sampler warm does not use it"),
         ({"variant": "official", "sampler": "warm"}, "sampler warm"),
+        ({"transforms": ["blur:2", "gray"], "sampler": "warm"}, r"takes one transform.*blur:2\+gray"),
+        ({"transforms": ["blur:2", "gray"], "method": "nullspace"}, r"takes one transform.*blur:2\+gray"),
     ],
     ids=str,
 )

@@ -245,7 +245,7 @@ class PurifyConfig(MethodConfig):
     Attributes:
         method: Name of the method; auto is nullspace with the built-in prior and one transform, and zip
             otherwise.
-        sampler: As in `MethodConfig`; auto is decoupled.
+        sampler: As in `MethodConfig`; auto is decoupled, and ddim for several transforms.
         steps: Likewise; 0 is 2, 3 or 20, as method and sampler need.
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
             and applied left to right; the corrections of several values are averaged.
@@ -286,11 +286,6 @@ class PurifyConfig(MethodConfig):
         self._check_variant()
         super().__post_init__()
         check(len(self.transforms) >= 1, "transforms: at least one is needed")
-        check(
-            self.method != "nullspace" or len(self.transforms) == 1,
-            "transforms: nullspace keeps what any of them keeps, so that several protect less than one; join "
-            f"them to {'+'.join(self.transforms)}",
-        )
         check_choice("fit", self.fit, FITS)
         check_choice("dtype", self.dtype, DTYPES)
         check(self.tile is None or self.tile >= 16, f"tile: {self.tile} is not at least 16 pixels")
@@ -314,10 +309,19 @@ class PurifyConfig(MethodConfig):
             object.__setattr__(self, "sampler", "ddim")
         elif self.sampler == "auto":
             fitting = [name for name in samplers if said <= SAMPLER_SETTINGS[name]]
+            if len(self.transforms) > 1 and "ddim" in samplers:
+                fitting = ["ddim"]
             object.__setattr__(self, "sampler", (fitting or [samplers[0]])[0])
         check(
             not samplers or self.sampler in samplers,
             f"sampler: method {self.method} has no {self.sampler}; use {', '.join(samplers)}",
+        )
+        # A correction that is the mean of several, made again at every step, keeps in the end what any of
+        # them keeps; only the published chain lets go of it in time.
+        check(
+            not samplers or self.sampler == "ddim" or len(self.transforms) <= 1,
+            f"sampler: {self.sampler} takes one transform, for it ends where A x is exact; join them to "
+            f"{'+'.join(self.transforms)}, or use --method zip --sampler ddim",
         )
         for name in said - SAMPLER_SETTINGS[self.sampler]:
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")

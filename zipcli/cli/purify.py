@@ -100,7 +100,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     default=PurifyConfig.sampler,
     show_default=True,
     help="decoupled (auto), warm and multistep begin near the image, and what they end with agrees exactly "
-    "with what the transform kept; ddim is the chain of the ZIP paper, from pure noise.",
+    "with what the transform kept; ddim is the chain of the ZIP paper, from pure noise, and the one for "
+    "several transforms.",
 )
 @click.option(
     "--steps",
