@@ -32,18 +32,18 @@ Pixels = np.ndarray
 
 CHAINS = (
     ("zip", "ddim", 20),
-    ("zip", "decoupled", 4),
+    ("zip", "warm", 20),
+    ("zip", "warm", 5),
+    ("zip", "decoupled", 5),
     ("zip", "decoupled", 3),
-    ("zip", "decoupled", 2),
-    ("zip", "warm", 3),
-    ("zip", "multistep", 3),
     ("nullspace", "warm", 20),
-    ("nullspace", "decoupled", 4),
+    ("nullspace", "warm", 8),
+    ("nullspace", "warm", 5),
+    ("nullspace", "warm", 4),
+    ("nullspace", "warm", 3),
+    ("nullspace", "decoupled", 5),
     ("nullspace", "decoupled", 3),
     ("nullspace", "decoupled", 2),
-    ("nullspace", "decoupled", 1),
-    ("nullspace", "warm", 2),
-    ("nullspace", "multistep", 3),
 )
 
 

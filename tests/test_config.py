@@ -113,7 +113,7 @@ def test_settings_are_frozen() -> None:
 
 def test_the_defaults_are_the_documented_ones() -> None:
     config = purify_config()
-    assert (config.method, config.sampler, config.steps) == ("nullspace", "decoupled", 2)
+    assert (config.method, config.sampler, config.steps) == ("nullspace", "warm", 5)
     assert config.transforms == ("blur",)
     assert (config.grid, config.eta, config.seed, config.clip_x0) == ("official", 1.0, 1234, False)
 
@@ -142,15 +142,15 @@ def test_a_method_takes_the_settings_it_uses() -> None:
     ("given", "chosen"),
     [
         ({"transforms": ["blur:2", "gray"]}, ("zip", "ddim", 20)),
-        ({"transforms": ["blur:2+gray"]}, ("nullspace", "decoupled", 2)),
-        ({"model": "openai-256"}, ("zip", "decoupled", 3)),
-        ({"method": "zip"}, ("zip", "decoupled", 3)),
-        ({"steps": 7}, ("nullspace", "decoupled", 7)),
-        ({"eta": 1.0}, ("nullspace", "warm", 3)),
+        ({"transforms": ["blur:2+gray"]}, ("nullspace", "warm", 5)),
+        ({"model": "openai-256"}, ("zip", "warm", 5)),
+        ({"method": "zip"}, ("zip", "warm", 5)),
+        ({"steps": 7}, ("nullspace", "warm", 7)),
+        ({"eta": 1.0}, ("nullspace", "warm", 5)),
         ({"lambda_": 10.0}, ("zip", "ddim", 20)),
         ({"grid": "official", "eta": 0.5}, ("zip", "ddim", 20)),
         ({"sampler": "ddim"}, ("zip", "ddim", 20)),
-        ({"method": "nullspace", "sampler": "multistep"}, ("nullspace", "multistep", 3)),
+        ({"method": "nullspace", "sampler": "multistep"}, ("nullspace", "multistep", 5)),
         ({"variant": "paper-alg2"}, ("zip", "ddim", 20)),
     ],
     ids=str,

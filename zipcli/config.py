@@ -33,8 +33,8 @@ SAMPLER_SETTINGS: Mapping[str, frozenset[str]] = {
     "ddim": _DDIM,
 }
 METHOD_SAMPLERS: Mapping[str, tuple[str, ...]] = {
-    "nullspace": ("decoupled", "warm", "multistep"),
-    "zip": ("decoupled", "warm", "multistep", "ddim"),
+    "nullspace": ("warm", "decoupled", "multistep"),
+    "zip": ("warm", "decoupled", "multistep", "ddim"),
     "blur": (),
 }
 _NETWORK = frozenset({"device", "dtype", "batch_size", "fit", "tile", "overlap", "seed", "offline"})
@@ -45,11 +45,9 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "blur": frozenset({"transforms", "device", "batch_size"}),
 }
 
-STEPS: Mapping[tuple[str, str], int] = {("zip", "ddim"): 20, ("nullspace", "decoupled"): 2}
-"""Steps where nobody says how many: the fewest that are as good as 20, measured on clean images by
-examples/measure_samplers.py."""
-FEW_STEPS = 3
-"""The same for other methods and samplers."""
+STEPS: Mapping[str, int] = {"ddim": 20, "warm": 5, "decoupled": 5, "multistep": 5}
+"""Steps where nobody says how many: of those that begin near the image the fewest that are as good as 20
+(examples/measure_samplers.py)."""
 
 # Published settings by name. A variant fixes the values in its row.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -245,8 +243,8 @@ class PurifyConfig(MethodConfig):
     Attributes:
         method: Name of the method; auto is nullspace with the built-in prior and one transform, and zip
             otherwise.
-        sampler: As in `MethodConfig`; auto is decoupled, and ddim for several transforms.
-        steps: Likewise; 0 is 2, 3 or 20, as method and sampler need.
+        sampler: As in `MethodConfig`; auto is warm, and ddim for several transforms.
+        steps: Likewise; 0 is 20 with ddim, and else 5.
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
             and applied left to right; the corrections of several values are averaged.
         variant: A published group of settings, or None.
@@ -326,8 +324,7 @@ class PurifyConfig(MethodConfig):
         for name in said - SAMPLER_SETTINGS[self.sampler]:
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
         if self.steps == 0:
-            steps = STEPS.get((self.method, self.sampler), FEW_STEPS)
-            object.__setattr__(self, "steps", steps)
+            object.__setattr__(self, "steps", STEPS[self.sampler])
 
     def _check_variant(self) -> None:
         """A variant is a name for values, not a switch: the values must be there."""

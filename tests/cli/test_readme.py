@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -89,6 +90,10 @@ ALONE = [line for line in USES if line not in LOOP and not any(name in line for 
 
 @pytest.mark.parametrize("line", ALONE)
 def test_every_command_of_the_readme_works(line: str, photos: Path) -> None:
+    if "--tar-shards" in line:
+        (photos / "shards").mkdir()
+        with tarfile.open(photos / "shards" / "0.tar", "w") as tar:
+            tar.add(photos / "photo.png", "a.png")
     if " status " in line or " verify clean" in line:  # they look at what another command has written
         assert run(["zipcli", "purify", "photos", "clean", "--method", "blur"], photos).returncode == 0
     done = run(["sh", "-c", line.split("  #")[0]], photos)
@@ -102,6 +107,11 @@ def test_every_command_of_the_readme_works(line: str, photos: Path) -> None:
         assert {row.split("\t")[-1] for row in done.stdout.splitlines()} >= {"a.png", "sub/b.png"}
     elif " doctor " in line:
         assert "No problem found." in done.stdout
+    elif " bench " in line:
+        assert "images/s" in done.stdout
+    elif "--tar-shards" in line:
+        with tarfile.open(photos / "clean" / "0.tar") as tar:
+            assert tar.getnames() == ["a.png"]
     elif "--dry-run" in line or " models " in line:
         assert not (photos / "clean").exists()
     elif "clean.png" in line:

@@ -99,7 +99,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=Name("sampler", ("auto", *SAMPLER_SETTINGS)),
     default=PurifyConfig.sampler,
     show_default=True,
-    help="decoupled (auto), warm and multistep begin near the image, and what they end with agrees exactly "
+    help="warm (auto), decoupled and multistep begin near the image, and what they end with agrees exactly "
     "with what the transform kept; ddim is the chain of the ZIP paper, from pure noise, and the one for "
     "several transforms.",
 )
@@ -108,8 +108,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=click.IntRange(min=0),
     default=PurifyConfig.steps,
     show_default=True,
-    help="Steps of the chain; each costs an evaluation of the network. 0 is 2 with nullspace, 3 with zip, "
-    "and 20 with --sampler ddim.",
+    help="Steps of the chain; each costs an evaluation of the network. 0 is 5, and 20 with --sampler ddim.",
 )
 @click.option(
     "--lambda",
