@@ -37,10 +37,12 @@ from measure_prior import data_folder, pictures
 from torch import Tensor
 
 from zipcli import Purifier
-from zipcli.config import NoiseSchedule, purify_config
+from zipcli.config import NoiseSchedule, PurifyConfig, purify_config
 from zipcli.models.loading import load_model
+from zipcli.models.packed import for_inference, is_batch_invariant
 from zipcli.protocols import EpsModel
 
+CPU = torch.device("cpu")
 SEED = 0
 SIDE = 32
 
@@ -162,8 +164,8 @@ def compare(network: str, contenders: list[Contender], options: argparse.Namespa
 
 
 def of_loops(options: argparse.Namespace) -> list[Contender]:
-    """What zipcli and the loops do, all on one network; zipcli's defaults come first."""
-    prior = Counting(load_model(options.model, torch.device("cpu")).model)
+    """What zipcli and the loops do, all with the same weights; zipcli's defaults come first."""
+    prior = Counting(load_model(options.model, CPU).model)
     images, few = cifar(options.images), cifar(options.slow_images)
     generator = torch.Generator().manual_seed(SEED)
 
@@ -171,17 +173,11 @@ def of_loops(options: argparse.Namespace) -> list[Contender]:
         return torch.randn(x_t.shape, generator=generator).to(x_t)
 
     def contender(name: str, images: Tensor, purify: Callable[[Tensor], Tensor]) -> Contender:
-        def counted() -> float:
-            before = prior.evaluations
-            assert purify(images).shape == images.shape
-            return prior.evaluations - before
+        return Contender(name, len(images), partial(counted, prior, purify, images))
 
-        return Contender(name, len(images), counted)
-
-    def zipcli(**settings: Any) -> Purifier:
-        purifier = Purifier.from_config(purify_config(model=options.model, device="cpu", **settings))
-        purifier.use(prior, purifier.fingerprint_parts)  # it counts, and every row asks the same network
-        return purifier
+    def zipcli(name: str, **settings: Any) -> Contender:
+        purifier, network = counting_purifier(purify_config(model=options.model, device="cpu", **settings))
+        return Contender(name, len(images), partial(counted, network, purifier, images))
 
     on_canvases, native = (prior.native_side in (None, side) for side in (CANVAS, SIDE))
     loops: list[tuple[bool, str, Tensor, Callable[..., Tensor]]] = [
@@ -192,14 +188,32 @@ def of_loops(options: argparse.Namespace) -> list[Contender]:
         (native, "SampDetox, gate at once", few, partial(sampdetox, by_pixel=False)),
     ]
     return [
-        contender("zipcli, defaults", images, zipcli()),
-        contender("zipcli, variant official", images, zipcli(variant="official")),
+        zipcli("zipcli, defaults"),
+        zipcli("zipcli, bfloat16", dtype="bfloat16"),
+        zipcli("zipcli, 2 evaluations", sampler="decoupled", steps=2),
+        zipcli("zipcli, variant official", variant="official"),
         *(
             contender(name, given, partial(loop, eps_model=prior, noise=noise))
             for usable, name, given, loop in loops
             if usable
         ),
     ]
+
+
+def counting_purifier(config: PurifyConfig) -> tuple[Purifier, "Counting"]:
+    """A purifier as the command makes it, and its network, which counts."""
+    loaded = load_model(config.model, CPU, config.dtype)
+    model = for_inference(loaded.model)
+    network, purifier = Counting(model), Purifier(config)
+    purifier.use(network, loaded.fingerprint, batch_invariant=is_batch_invariant(model))
+    return purifier, network
+
+
+def counted(network: "Counting", purify: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """Purify, and return how many evaluations that took."""
+    before = network.evaluations
+    assert purify(images).shape == images.shape
+    return network.evaluations - before
 
 
 def of_diffusers(folder: Path, count: int, steps: int) -> list[Contender]:
@@ -215,17 +229,6 @@ def of_diffusers(folder: Path, count: int, steps: int) -> list[Contender]:
     pipeline = DDIMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(SEED)
-    network = Counting(load_model(str(folder), torch.device("cpu")).model)
-    settings = purify_config(
-        model=str(folder),
-        method="zip",
-        transforms=("gray", "blur:2"),
-        steps=steps,
-        batch_size=count,
-        device="cpu",
-    )
-    purifier = Purifier.from_config(settings)
-    purifier.use(network, purifier.fingerprint_parts)
     images = cifar(count)
 
     def diffusers() -> float:
@@ -235,13 +238,15 @@ def of_diffusers(folder: Path, count: int, steps: int) -> list[Contender]:
         assert drawn.images.shape == (count, SIDE, SIDE, 3)
         return steps * count
 
-    def zipcli() -> float:
-        before = network.evaluations
-        assert purifier(images).shape == images.shape
-        return network.evaluations - before
+    def zipcli(name: str, dtype: str) -> Contender:
+        settings = {"transforms": ("gray", "blur:2"), "steps": steps, "batch_size": count, "dtype": dtype}
+        config = purify_config(model=str(folder), sampler="ddim", device="cpu", **settings)
+        purifier, network = counting_purifier(config)
+        return Contender(name, count, partial(counted, network, purifier, images))
 
     return [
-        Contender("zipcli, gray and blur:2", count, zipcli),
+        zipcli("zipcli, gray and blur:2", "float32"),
+        zipcli("zipcli, bfloat16", "bfloat16"),
         Contender("diffusers' DDIMPipeline", count, diffusers),
     ]
 
