@@ -42,6 +42,7 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_HOME": str(cwd / "hf"),
         "ZIPCLI_TRAIN_STEPS": "2",
+        "ZIPCLI_BENCH_SECONDS": "0.5",
     }
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 

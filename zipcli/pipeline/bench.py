@@ -44,7 +44,7 @@ MOST = 5000
 
 CONVOLUTIONS = ((4, 48, 32), (4, 96, 16), (4, 128, 32), (1, 64, 128), (4, 256, 32))
 """(images, channels, side) of the 3x3 convolutions whose best is the peak."""
-MATRICES = (512, 1024, 2048)
+MATRICES = (512, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
