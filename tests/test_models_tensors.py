@@ -106,7 +106,7 @@ GOOD = bytes_of({"w": torch.zeros(1000)})
         (bytes_of({"w": torch.zeros(1).expand(2**40)}), "claim"),
         (bytes_of({f"w{i}": GOOD_TENSOR for i, GOOD_TENSOR in enumerate([torch.zeros(2000)] * 50)}), "claim"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",  # addresses of tensors are in some contents
 )
 def test_what_is_no_dictionary_of_tensors_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "m.pt").write_bytes(content)

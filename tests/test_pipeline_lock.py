@@ -50,7 +50,9 @@ def test_a_lock_keeps_others_out_and_names_its_owner(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("F23")
-@pytest.mark.parametrize("record", [owner(pid=ended()), owner(started="12@an earlier boot")])
+@pytest.mark.parametrize(
+    "record", [owner(pid=ended()), owner(started="12@an earlier boot")], ids=["ended", "earlier boot"]
+)
 def test_a_lock_of_a_crash_is_taken_over_with_a_note(tmp_path: Path, record: str) -> None:
     (tmp_path / "lock").write_text(record)
     with locked(tmp_path / "lock", tmp_path) as before:
