@@ -148,6 +148,7 @@ def test_a_method_takes_the_settings_it_uses() -> None:
         ({"steps": 7}, ("nullspace", "warm", 7)),
         ({"eta": 1.0}, ("nullspace", "warm", 5)),
         ({"lambda_": 10.0}, ("zip", "ddim", 20)),
+        ({"transforms": ["blur:2", "gray"], "eta": 0.5}, ("zip", "ddim", 20)),
         ({"grid": "official", "eta": 0.5}, ("zip", "ddim", 20)),
         ({"sampler": "ddim"}, ("zip", "ddim", 20)),
         ({"method": "nullspace", "sampler": "multistep"}, ("nullspace", "multistep", 5)),

@@ -1,5 +1,6 @@
 """The Python class: pictures in, the same kind of picture out."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,15 @@ def test_a_chain_that_fails_names_its_images() -> None:
     with pytest.raises(NonFiniteError, match=r"step 0 \(timestep 180.078\)") as caught:
         purifier.purify_pixels([picture(seed=s) for s in range(4)])
     assert caught.value.images == (1,)
+
+
+def test_a_purifier_may_be_used_from_several_threads() -> None:
+    images = [np.random.default_rng(n).integers(0, 256, (32, 32, 3), dtype=np.uint8) for n in range(6)]
+    purifier = Purifier.from_pretrained(steps=3)
+    expected = [purifier.purify_pixels([image])[0] for image in images]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda image: purifier.purify_pixels([image])[0], images * 3))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected * 3, strict=True))
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 2, "sampler": "ddim"}, {"tile": 128}, {"overlap": 200}], ids=str)

@@ -402,8 +402,6 @@ def _refuse_unused(given: dict[str, Any]) -> None:
             raise ConfigError(f"{name.rstrip('_')}: sampler {sampler} does not use it; leave it out")
     elif not said <= SAMPLER_SETTINGS["warm"]:
         given["sampler"] = "ddim"
-    elif said:
-        given["sampler"] = "warm"
 
 
 def _official_transforms(transforms: tuple[str, ...]) -> tuple[str, ...]:

@@ -115,7 +115,8 @@ def test_every_direction_gives_the_bytes_of_a_local_run(filled: Bucket, here: Pa
     assert filled.tree("up") == wanted
     assert filled.tree("in") == tree(here / "in")
     state = filled.under(STATE)
-    assert len(state) == 2, "the parts were not joined, or the lock is there still"
+    names = sorted(name.rpartition("/")[2] for name in state)
+    assert names == ["000003.jsonl", "begun", "run.json"], "the parts were not joined, or the lock is there"
     assert "run.json" in state
 
 
@@ -316,6 +317,15 @@ def test_shards_are_merged(filled: Bucket, here: Path) -> None:
     assert not [path for path in filled.under(STATE) if "of-00002" in path]
 
 
+def test_shards_without_images_are_merged_too_and_a_second_merge_finds_all_done(filled: Bucket) -> None:
+    for number in range(1, 41):
+        assert purify(filled, "--shard", f"{number}/40").exit_code == 0
+    for _ in range(2):
+        result = invoke("merge", filled.url("out"))
+        assert result.exit_code == 0, result.stderr
+    assert redone(purify(filled).stdout) == []
+
+
 def test_an_incomplete_division_is_not_merged(filled: Bucket) -> None:
     assert purify(filled, "--shard", "1/2").exit_code == 0
     result = invoke("merge", filled.url("out"))
@@ -402,6 +412,7 @@ def test_without_credentials_a_run_ends_at_once(filled: Bucket, here: Path, s3: 
         "s3://KEY:sec/ret@bucket/in",
         "s3://bucket/in?token=secret",
         "https://me:secret@host/in",
+        "https://secret@host/in",
         "S3://K:secret@b",
     ],
 )

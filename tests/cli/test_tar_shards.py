@@ -358,6 +358,23 @@ def test_a_picture_without_the_name_of_one_is_not_copied_through(here: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "name", ["x.png.gz", "x.TGA", "x.ico", "x.pcx", "x.jpg.bz2", "x.mask.sgi", "x.dds", "x.eps"]
+)
+def test_what_readers_decode_by_its_name_is_not_copied_through(here: Path, name: str) -> None:
+    """WebDataset unpacks .gz by itself and takes every format of Pillow for a picture."""
+    tar(here / "in" / "a.tar", *samples(1), (name, gzip.compress(png(7))), ("x.cls", b"1"))
+    lines = images(purify(code=3))
+    assert list(members(here / "out" / "a.tar")) == ["0000.png", "0000.cls", "0000.json"]
+    assert lines[f"a.tar/{name}"]["reason"] == "format_not_allowed"
+
+
+def test_a_dry_run_of_a_retry_counts_the_tars_that_are_made_anew(here: Path) -> None:
+    tar(here / "in" / "a.tar", *samples(1), ("x.png", b"text"))
+    purify(code=3)
+    assert json_lines(purify("--retry-failed", "--dry-run"))[-1]["purify"] == 1
+
+
+@pytest.mark.parametrize(
     "pair", [("a.png", "a.jpg"), ("a.PNG", "a.png"), ("a.png", "./a.png"), ("a.cls", "a.cls")]
 )
 def test_two_members_that_webdataset_cannot_tell_apart_leave_their_sample_out(

@@ -114,7 +114,8 @@ def purify_folder(
     with engine(config, detect, stop, wishes.verbosity) as (purifier, screening):
         _use_settings(ledger, files, purifier.fingerprint_parts | screening.fingerprint_parts | shape)
         if wishes.dry_run:
-            return _show_plan(plan, ledger, size, stop, as_json=wishes.as_json)
+            again = wishes.tar_shards and wishes.retry_failed
+            return _show_plan(plan, ledger, size, stop, again=again, as_json=wishes.as_json)
         stop.check()
         run: FolderRun | TarShardsRun = FolderRun(plan, purifier, screening.detector, ledger)
         if wishes.tar_shards:
@@ -315,9 +316,18 @@ def _refuse_foreign(plan: "Selection", ledger: "Account", stop: StopSignals) -> 
 
 
 def _show_plan(
-    plan: "Selection", ledger: "Account", counts: PlanSize, stop: StopSignals, *, as_json: bool
+    plan: "Selection",
+    ledger: "Account",
+    counts: PlanSize,
+    stop: StopSignals,
+    *,
+    again: bool,
+    as_json: bool,
 ) -> int:
-    """Say what a run would do; inputs are not read, so those that were changed are not seen."""
+    """Say what a run would do; inputs are not read, so those that were changed are not seen.
+
+    `again` tells that what is there is made anew, as tars with failures are.
+    """
     from zipcli.pipeline.plan import Entry
     from zipcli.pipeline.resume import Decision
 
@@ -333,6 +343,8 @@ def _show_plan(
                 overwrite=plan.config.overwrite,
                 paranoid=plan.config.paranoid,
             )
+            if again and decision is Decision.SKIP:
+                decision = Decision.PURIFY
             todo += decision is Decision.PURIFY
             size += entry.size if decision is Decision.PURIFY else 0
             if as_json:

@@ -400,6 +400,20 @@ def picture_kind(data: bytes) -> str | None:
     return _kind(data, _PICTURE_MAGIC)
 
 
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+_NO_PICTURES = (".pdf", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr")
+"""Names that Pillow knows and nobody who asks for pictures reads."""
+
+
+def is_called_a_picture(name: str) -> bool:
+    """Whether a reader could take a file for a picture by its name, packed or not, whatever it holds."""
+    lowered = name.lower()
+    for suffix in _COMPRESSIONS:
+        lowered = lowered.removesuffix(suffix)
+    suffix = "." + lowered.rpartition(".")[2]
+    return suffix in Image.registered_extensions() and suffix not in _NO_PICTURES
+
+
 def _not_identified(data: bytes, name: str) -> InputError:
     """Say what a file is that no allowed decoder takes."""
     if _is_short(data):

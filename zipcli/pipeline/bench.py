@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from zipcli.config import DetectConfig, FolderConfig, PurifyConfig
+from zipcli.methods.grids import chain
 from zipcli.models.loading import LoadedModel, load_model
 from zipcli.models.packed import for_inference, is_batch_invariant
 from zipcli.pipeline.detection import open_detector
@@ -36,6 +38,7 @@ from zipcli.pipeline.plan import Entry, Plan
 from zipcli.pipeline.purifier import Purifier
 from zipcli.pipeline.windows import WindowedModel
 from zipcli.protocols import EpsModel
+from zipcli.schedule import alpha_bars
 
 STAGES = ("decode", "network", "maths", "encode")
 FEWEST = 8
@@ -193,7 +196,8 @@ class Bench:
             self._loaded = load_model(config.model, self.device, config.dtype, offline=config.offline)
             dtype = getattr(torch, self._loaded.fingerprint["dtype"])
             self._plain = self._loaded.model
-            self._side = Purifier(config).window(self._plain.schedule, self._plain.native_side)[0]
+            window = Purifier(config).window(self._plain.schedule, self._plain.native_side)
+            self._side, self._overlap = window
         self.dtype = dtype
         self.peaks = measure_peaks(self.device, dtype)
 
@@ -205,13 +209,13 @@ class Bench:
     def _operations(self, size: int) -> float:
         """GFLOP of one evaluation for one image of `size`."""
         model = self._plain
-        windowed = WindowedModel(model, self._side, min(64, self._side // 2))
+        windowed = WindowedModel(model, self._side, self._overlap)
         per_canvas = windowed.images_per_canvas((size, size))
         side = model.native_side or windowed.window((size, size))[0]
         x = torch.zeros(1, model.channels, side, side, device=self.device)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model(x, torch.zeros(1, device=self.device))
-        windows = _windows(size, side, min(64, self._side // 2)) if per_canvas == 1 else 1 / per_canvas
+        windows = _windows(size, side, self._overlap) if per_canvas == 1 else 1 / per_canvas
         return float(counter.get_total_flops() * windows / 1e9)
 
     def row(self, size: int, batch_size: int | None, seconds: float, check_stop: Callable[[], None]) -> Row:
@@ -270,7 +274,7 @@ class Bench:
         busy = {name: watch.seconds[name] for name in ("decode", "network", "encode")}
         busy["maths"] = max(0.0, watch.seconds["purify"] - busy["network"])
         total = sum(busy.values())
-        evaluations = float(self.config.steps) if self._loaded else 0.0
+        evaluations = float(self._evaluations())
         gflop = self._gflop.get(size)
         network = gflop * evaluations * count / busy["network"] if gflop else None
         whole = gflop * evaluations * count / passed if gflop else None
@@ -289,6 +293,15 @@ class Bench:
             shares={name: busy[name] / total for name in STAGES},
             peak_mb=self._peak_memory(),
         )
+
+    def _evaluations(self) -> int:
+        """Calls of the network for an image that is one window."""
+        if self._loaded is None:
+            return 0
+        if self.config.sampler != "ddim":
+            return self.config.steps
+        visited = chain(self.config, alpha_bars(self._loaded.model.schedule).tolist())
+        return sum(following < step for step, following in pairwise(visited))
 
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":

@@ -478,6 +478,7 @@ class PurifiedFolders:
             lines = [line for file in files for line in file.read_bytes().splitlines()]
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ConfigError(f"{name}: no folder that zipcli purify wrote ({e})") from e
+        check(not settings.get("tar_shards"), f"{name}: its images are in tar shards; unpack and purify them")
         latest: dict[str, dict[str, Any]] = {}
         for line in lines:
             try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zipcli.config import Shard
-from zipcli.errors import ConfigError, OutputError, shown
+from zipcli.errors import ConfigError, OutputError, Reason, shown
 from zipcli.pipeline.looking import looking
 from zipcli.pipeline.outcome import path_from_json
 from zipcli.pipeline.settings import STATE_FOLDER, read_state
@@ -131,8 +131,8 @@ class Records:
             claim = path_from_json(line, "out_path")
         elif state in ("done", "passed"):
             output, claim = _output(line), None
-        elif state == "failed":
-            claim = None
+        elif state == "failed" and line.get("reason") != Reason.NOT_STORED:
+            claim = None  # nothing was written; of what a store did not answer for, nobody knows
         self.by_path[path] = Record(
             state=state,
             reason=_text(line.get("reason")),

@@ -230,8 +230,15 @@ class Store:
             attempt(lambda: self._fs.pipe_file(self._path(path), data, mode="create"))
         except PermissionError:
             raise
+        except FileExistsError as e:
+            # The answer to a put that succeeded may be what was lost; unless we can look, nobody knows.
+            try:
+                found = self.read(path, len(data) + 1)
+            except OSError as unseen:
+                raise OSError(errno.EIO, f"what is there cannot be read ({unseen.strerror})") from e
+            if found != data:
+                raise
         except OSError:
-            # The answer to a put that succeeded may be what was lost.
             with contextlib.suppress(OSError):
                 if self.read(path, len(data) + 1, tries=1) == data:
                     return

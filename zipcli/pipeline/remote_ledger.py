@@ -25,6 +25,7 @@ from zipcli.pipeline.remote import RemoteOutlet, Sizes, Store, telling
 from zipcli.pipeline.remote_lock import remotely_locked
 from zipcli.pipeline.remote_records import (
     RUN_FILE,
+    begun_object,
     heal_remote,
     lock_object,
     part_object,
@@ -118,12 +119,14 @@ class RemoteLedger(Account):
         """
         with remotely_locked(self._store, lock_object(self.shard), force=force) as self.took_over:
             self._known = self._read()  # another run may have ended since we looked
-            self._refuse_company()
+            self._refuse_company(force=force)
             if self.damaged_lines:
                 heal_remote(self.out, self.shard)
             self._write_settings()
             with telling(self.out):
                 last = max((number for number, _ in parts(self.out, self.shard)), default=0)
+            with telling(self.out, "cannot write the ledger"):
+                self._store.put(begun_object(self.shard), b"begun\n")
             self._writer = PartWriter(self.out, self.shard, last + 1)
             try:
                 yield self
@@ -131,12 +134,15 @@ class RemoteLedger(Account):
                 self._writer.close()  # also what was done before somebody stopped us
             join_parts(self.out, self.shard)
 
-    def _refuse_company(self) -> None:
-        """Refuse to work beside runs that divide the folder in another way, or to change their settings."""
+    def _refuse_company(self, *, force: bool) -> None:
+        """Refuse to work beside runs that divide the folder in another way, or to change their settings.
+
+        With `force`, those on other machines are believed to have ended.
+        """
         state = remote_state(self.out)
         changes = self._overwrite and state is not None and state.settings != self.settings
         for shard in self._strangers(remote_locks(self.out), changes=changes):
-            if who := remote_owner(self.out, shard):
+            if who := remote_owner(self.out, shard, force=force):
                 raise stranger_at_work(shown(str(self.out)), shard, who)
 
     def _write_settings(self) -> None:

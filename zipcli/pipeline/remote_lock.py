@@ -16,7 +16,9 @@ SETTLE = 0.5
 
 
 @contextlib.contextmanager
-def remotely_locked(store: Store, path: str, *, force: bool) -> Iterator[str | None]:
+def remotely_locked(
+    store: Store, path: str, *, force: bool, remedy: str = "use --force-unlock"
+) -> Iterator[str | None]:
     """Hold the object at `path` until the end of the block.
 
     An owner on this machine that has ended is seen, one on another only the user can know. Nothing that
@@ -27,6 +29,7 @@ def remotely_locked(store: Store, path: str, *, force: bool) -> Iterator[str | N
         store: The output folder.
         path: Where the lock lies in it.
         force: Take it from an owner who cannot be seen from here.
+        remedy: What to do about an owner who has ended unseen.
 
     Yields:
         Who had it and did not let go, in words, or None.
@@ -37,7 +40,7 @@ def remotely_locked(store: Store, path: str, *, force: bool) -> Iterator[str | N
     """
     ours = json.dumps(asdict(this_process()) | {"token": secrets.token_hex(8)}).encode()
     with telling(store.url, "cannot write there"):
-        previous = _acquire(store, path, ours, force=force)
+        previous = _acquire(store, path, ours, force=force, remedy=remedy)
     try:
         yield previous
     finally:
@@ -46,7 +49,7 @@ def remotely_locked(store: Store, path: str, *, force: bool) -> Iterator[str | N
                 store.remove(path)
 
 
-def _acquire(store: Store, path: str, ours: bytes, *, force: bool) -> str | None:
+def _acquire(store: Store, path: str, ours: bytes, *, force: bool, remedy: str) -> str | None:
     """Take the lock; returns who did not let go of it."""
     for _ in range(3):
         try:
@@ -56,17 +59,17 @@ def _acquire(store: Store, path: str, ours: bytes, *, force: bool) -> str | None
                 theirs = store.read(path)
             except FileNotFoundError:  # let go of at this moment
                 continue
-            return _take_over(store, path, ours, theirs, force=force)
+            return _take_over(store, path, ours, theirs, force=force, remedy=remedy)
         return None
     raise OutputError(
         f"{shown(str(store.url))}: another run comes and goes there; run the same command again"
     )
 
 
-def _take_over(store: Store, path: str, ours: bytes, theirs: bytes, *, force: bool) -> str:
+def _take_over(store: Store, path: str, ours: bytes, theirs: bytes, *, force: bool, remedy: str) -> str:
     owner = owner_from_json(theirs)
     if not (is_gone(owner, force=force) and (owner or force)):
-        raise LockedError(refusal(owner, str(store.url), "use --force-unlock"))
+        raise LockedError(refusal(owner, str(store.url), remedy))
     store.put(path, ours)
     time.sleep(SETTLE)
     if store.read(path) != ours:

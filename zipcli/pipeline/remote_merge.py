@@ -9,6 +9,7 @@ from zipcli.pipeline.remote import telling
 from zipcli.pipeline.remote_lock import remotely_locked
 from zipcli.pipeline.remote_records import (
     RemoteFolder,
+    begun_object,
     heal_remote,
     lock_object,
     part_object,
@@ -35,7 +36,9 @@ def merge_remote(url: Url) -> Records:
     shards = out.shards()
     with ExitStack() as stack:
         for shard in dict.fromkeys((WHOLE, *shards)):
-            stack.enter_context(remotely_locked(out.store, lock_object(shard), force=False))
+            lock = lock_object(shard)
+            remedy = f"if it has ended, remove the object {lock} there"
+            stack.enter_context(remotely_locked(out.store, lock, force=False, remedy=remedy))
         pieces = [shard for shard in shards if shard.count > 1]
         for shard in shards:
             if out.records([shard]).damaged_lines:
@@ -63,3 +66,4 @@ def _remove(out: RemoteFolder, shard: Shard) -> None:
     """Remove the ledger of a shard, whose lines are in the one of the whole."""
     for number, _ in parts(out.url, shard):
         out.store.remove(part_object(shard, number))
+    out.store.remove(begun_object(shard))

@@ -27,6 +27,8 @@ RUN_FILE = f"{STATE_FOLDER}/run.json"
 AHEAD_BYTES = 2**28
 """Bytes of parts that may be read ahead."""
 
+BEGUN = "begun"
+
 LOOKS = 5
 """How often to look again when another run has joined parts while we read them."""
 
@@ -47,7 +49,20 @@ def remote_shards(url: Url) -> list[Shard]:
     Raises:
         OutputError: The store does not tell.
     """
-    return shards_named(_names(url, is_folder=True), "ledger-")
+    found = shards_named(_names(url, is_folder=True), "ledger-")
+    with telling(url):
+        return [shard for shard in found if _has_begun(url, shard)]
+
+
+def _has_begun(url: Url, shard: Shard) -> bool:
+    """Whether a run has been there: a folder may also be left with lines that were set aside alone."""
+    items = Store(url).list(ledger_folder(shard))
+    return any(item.name == BEGUN or _number(item) is not None for item in items)
+
+
+def begun_object(shard: Shard) -> str:
+    """What says that a shard has run, for one without images writes no part."""
+    return f"{ledger_folder(shard)}/{BEGUN}"
 
 
 def remote_locks(url: Url) -> list[Shard]:
@@ -79,8 +94,10 @@ def remote_state(url: Url) -> State | None:
     return parse_state(data, shown(f"{url}/{RUN_FILE}"))
 
 
-def remote_owner(url: Url, shard: Shard) -> str | None:
+def remote_owner(url: Url, shard: Shard, *, force: bool = False) -> str | None:
     """Who is writing there as a shard, in words; a run on another machine may have crashed.
+
+    With `force` one that cannot be seen from here counts as ended.
 
     Raises:
         OutputError: The store does not tell.
@@ -90,7 +107,9 @@ def remote_owner(url: Url, shard: Shard) -> str | None:
             owner = owner_from_json(Store(url).read(lock_object(shard)))
         except FileNotFoundError:
             return None
-    return None if owner and owner.is_here and not owner.is_alive else str(owner or "unknown")
+    if owner and owner.is_here:
+        return str(owner) if owner.is_alive else None
+    return None if force else str(owner or "unknown")
 
 
 def parts(url: Url, shard: Shard) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ from typing import IO
 
 from zipcli.config import IMAGE_PATTERNS, FolderConfig
 from zipcli.errors import InputError, Reason, shown
-from zipcli.images.load import picture_kind
+from zipcli.images.load import is_called_a_picture, picture_kind
 from zipcli.pipeline.folder import FolderRun
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome, Summary
@@ -183,6 +183,10 @@ class _Shard:
                 f"a picture ({kind}) that has not the name of one; call it .png or .jpg, or leave it out"
             )
             self.fail(path, sample, Reason.EXTENSION_MISMATCH, message)
+            return None
+        if is_called_a_picture(member.name):
+            message = "a picture by its name, in a form that we do not purify; make it .png, or leave it out"
+            self.fail(path, sample, Reason.FORMAT_NOT_ALLOWED, message)
             return None
         self.pieces.append(piece)
         self.spool.copy(piece, file, member.size, start)

@@ -49,7 +49,10 @@ def location(text: str) -> Path | Url:
         return Path(rest)
     user, at, host = rest.rpartition("@")
     has_port = protocol in ("http", "https") and _HOST.match(rest)
-    if at and ":" in user and not has_port:  # a key may hold a slash: the host begins at the last @
+    is_web = protocol in ("http", "https")  # abfs has a container before its @
+    if (
+        at and (":" in user or (is_web and "/" not in user)) and not has_port
+    ):  # a key may hold a slash: the host begins at the last @
         address = shown(f"{protocol}://...@{host.partition('?')[0]}")
         raise ConfigError(f"{address}: no passwords in a URL, please; use what {protocol} reads them from")
     folder, question, _ = rest.partition("?")

@@ -6,6 +6,7 @@ anew in every step. So windows cannot drift apart and no seam can form, blocks o
 line up with windows, and a small image needs no block size that divides its cell.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -66,6 +67,7 @@ class WindowedModel:
         self.side = side
         self.overlap = overlap
         self.before_call: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
         """Predict the noise in x_t, (N, C, H, W), at t, (N,): returns (N, C, H, W)."""
@@ -111,7 +113,8 @@ class WindowedModel:
                 chunk = torch.cat([chunk, chunk[:1].expand(missing, -1, -1, -1)])
                 times = torch.cat([times, times[:1].expand(missing)])
             chunk = chunk.contiguous(memory_format=torch.channels_last)
-            outputs.append(self.model(chunk, times)[: len(chunk) - missing, : self.channels])
+            with self._lock:  # a packed network keeps what it has prepared for a noise level and a shape
+                outputs.append(self.model(chunk, times)[: len(chunk) - missing, : self.channels])
         return torch.cat(outputs)
 
     def images_per_call(self, window: tuple[int, int], device: torch.device) -> int:
