@@ -143,7 +143,6 @@ def test_a_method_takes_the_settings_it_uses() -> None:
     [
         ({"transforms": ["blur:2", "gray"]}, ("zip", "ddim", 20)),
         ({"transforms": ["blur:2+gray"]}, ("nullspace", "warm", 5)),
-        ({"model": "openai-256"}, ("zip", "warm", 5)),
         ({"method": "zip"}, ("zip", "warm", 5)),
         ({"steps": 7}, ("nullspace", "warm", 7)),
         ({"eta": 1.0}, ("nullspace", "warm", 5)),
@@ -181,6 +180,14 @@ def test_method_and_sampler_are_chosen_such_that_every_option_counts(
 def test_what_the_sampler_would_ignore_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         purify_config(**given)
+
+
+def test_a_model_decides_where_nobody_chose_a_method() -> None:
+    assert purify_config(model="m.safetensors").for_model(knows_partial_noise=True).method == "nullspace"
+    other = purify_config(model="m.safetensors", seed=3).for_model(knows_partial_noise=False)
+    assert (other.method, other.sampler, other.steps, other.seed) == ("zip", "warm", 5, 3)
+    chosen = purify_config(model="m.safetensors", method="nullspace")
+    assert chosen.for_model(knows_partial_noise=False) is chosen
 
 
 def test_the_class_refuses_what_its_sampler_would_ignore() -> None:

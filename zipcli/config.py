@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
@@ -241,8 +241,8 @@ class PurifyConfig(MethodConfig):
     Once built it says what is done: method, sampler and steps are never "auto" or 0 any more.
 
     Attributes:
-        method: Name of the method; auto is nullspace with the built-in prior and one transform, and zip
-            otherwise.
+        method: Name of the method; auto is nullspace for one transform and a prior that was trained for it,
+            which `for_model` is told, and zip otherwise.
         sampler: As in `MethodConfig`; auto is warm, and ddim for several transforms.
         steps: Likewise; 0 is 20 with ddim, and else 5.
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
@@ -297,11 +297,10 @@ class PurifyConfig(MethodConfig):
         check_choice("method", self.method, ("auto", *METHOD_SETTINGS))
         check_choice("sampler", self.sampler, ("auto", *SAMPLER_SETTINGS))
         if self.method == "auto":
-            fits_nullspace = self.model == "builtin" and len(self.transforms) == 1
-            candidates = ("nullspace", "zip") if fits_nullspace else ("zip",)
-            suitable = [name for name in candidates if said <= METHOD_SETTINGS[name]]
-            suitable = [name for name in suitable if self.sampler in ("auto", *METHOD_SAMPLERS[name])]
-            object.__setattr__(self, "method", (suitable or ["zip"])[0])
+            fits = len(self.transforms) == 1 and said <= METHOD_SETTINGS["nullspace"]
+            fits = fits and self.sampler in ("auto", *METHOD_SAMPLERS["nullspace"])
+            object.__setattr__(self, "method", "nullspace" if fits else "zip")
+            object.__setattr__(self, "_is_open", fits)
         samplers = METHOD_SAMPLERS[self.method]
         if not samplers:  # no chain, and what belongs to one is what PurifyConfig has: nothing
             object.__setattr__(self, "sampler", "ddim")
@@ -325,6 +324,11 @@ class PurifyConfig(MethodConfig):
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
         if self.steps == 0:
             object.__setattr__(self, "steps", STEPS[self.sampler])
+
+    def for_model(self, *, knows_partial_noise: bool) -> "PurifyConfig":
+        """The same; or with zip, where nobody chose nullspace and the model was not trained for it."""
+        is_open = getattr(self, "_is_open", False)
+        return replace(self, method="zip") if is_open and not knows_partial_noise else self
 
     def _check_variant(self) -> None:
         """A variant is a name for values, not a switch: the values must be there."""

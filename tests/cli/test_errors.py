@@ -256,7 +256,7 @@ def test_an_output_below_a_file_exits_5_and_is_named(here: Path) -> None:
         (["--device", "cpu:1"], ["cpu:1", "--device cpu"]),
         (["--device", "meta"], ["meta", "--device cpu"]),
         (["--detector", "nonsense"], ["detector", "none"]),
-        (["--steps", "5"], ["steps", "--grid paper"]),
+        (["--steps", "5", "--sampler", "ddim"], ["steps", "--grid paper"]),
         (["--steps", "5000"], ["steps"]),
     ],
     ids=lambda value: " ".join(value),

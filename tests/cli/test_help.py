@@ -39,6 +39,7 @@ def options():
     ]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("words", HELPS, ids=" ".join)
 def test_help_answers_in_a_third_of_a_second(words: list[str]) -> None:
     took = []

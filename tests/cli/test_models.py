@@ -473,6 +473,7 @@ def test_the_builtin_prior_needs_no_network(site: Site) -> None:
         ("variable", "openai-256"),
     ],
 )
+@pytest.mark.timed
 def test_offline_a_missing_model_is_named_at_once_with_what_to_do(site: Site, how: str, name: str) -> None:
     start_of_a_process = site.well("--version").seconds + 1.5  # that of torch
     if how == "option":

@@ -77,7 +77,7 @@ def bench(
     facts = {
         **{"device": str(bench.device), "dtype": str(bench.dtype).removeprefix("torch.")},
         **{"peak_convolution_gflops": round(bench.peaks.convolution, 1)},
-        **{"peak_matmul_gflops": round(bench.peaks.matmul, 1), "settings": config.pixel_settings()},
+        **{"peak_matmul_gflops": round(bench.peaks.matmul, 1), "settings": bench.config.pixel_settings()},
     }
     if as_json:
         emit("bench_start", **facts, threads=_threads())
@@ -86,7 +86,7 @@ def bench(
             f"{bench.peaks.convolution:,.0f} GFLOP/s in convolutions, {bench.peaks.matmul:,.0f} in matrices"
         )
         say(f"{facts['device']}, {facts['dtype']}, {_threads()} threads; at best {best}")
-        say(f"method {config.method}" + (f", sampler {config.sampler}" if config.needs_model else ""))
+        say(f"method {bench.config.method}" + (f", sampler {config.sampler}" if config.needs_model else ""))
         click.echo("  ".join(f"{name:>8}" for name in HEAD))
     for size in sizes:
         for batch_size in batch_sizes or (None,):

@@ -91,8 +91,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     default=PurifyConfig.method,
     show_default=True,
     help="zip refills what the transforms removed; nullspace does, too, and hides nothing else under noise, "
-    "for which a prior must be trained; blur only transforms. auto is nullspace with the built-in prior and "
-    "one transform, and else zip.",
+    "for which a prior must be trained; blur only transforms. auto is nullspace for one transform and "
+    "such a prior, and else zip.",
 )
 @click.option(
     "--sampler",

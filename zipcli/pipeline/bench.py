@@ -187,7 +187,6 @@ class Bench:
             ConfigError: The settings do not fit.
             ModelError: The model cannot be had.
         """
-        self.config = config
         self.device = Purifier(config).device
         self._loaded: LoadedModel | None = None
         self._gflop: dict[int, float] = {}
@@ -195,9 +194,11 @@ class Bench:
         if config.needs_model:
             self._loaded = load_model(config.model, self.device, config.dtype, offline=config.offline)
             dtype = getattr(torch, self._loaded.fingerprint["dtype"])
+            config = config.for_model(knows_partial_noise="partial_noise" in self._loaded.card)
             self._plain = self._loaded.model
             window = Purifier(config).window(self._plain.schedule, self._plain.native_side)
             self._side, self._overlap = window
+        self.config = config
         self.dtype = dtype
         self.peaks = measure_peaks(self.device, dtype)
 

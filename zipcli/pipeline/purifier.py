@@ -111,7 +111,10 @@ class Purifier:
             )
             for note in loaded.notes:
                 listener.note(note)
-            if config.method == "nullspace" and "partial_noise" not in loaded.card:
+            knows = "partial_noise" in loaded.card
+            if (settled := config.for_model(knows_partial_noise=knows)) != config:
+                config, purifier = settled, cls(settled)
+            if config.method == "nullspace" and not knows:
                 listener.note(
                     f"model {config.model} was not trained for the method nullspace, as the built-in one and "
                     "those of zipcli train are; it may refill badly"
@@ -146,6 +149,10 @@ class Purifier:
         check(
             config.tile is None or native_side in (None, config.tile),
             f"tile: model {config.model} takes {native_side} pixels only; leave out --tile",
+        )
+        check(
+            config.steps <= schedule.timesteps,
+            f"steps: {config.steps} is more than the {schedule.timesteps} timesteps of the model",
         )
         if config.sampler == "ddim":
             chain(config, alpha_bars(schedule).tolist())
