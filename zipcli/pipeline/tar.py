@@ -107,10 +107,19 @@ class TarSource:
         Raises:
             InputError: It is empty.
         """
-        data = self._data.pop(entry.path)
-        if not data:
-            raise InputError(Reason.EMPTY, f"{shown(entry.path)}: the file is empty")
-        return data
+        return given_once(self._data, entry)
+
+
+def given_once(held: dict[str, bytes], entry: Entry) -> bytes:
+    """Take the bytes of an image from those that are held by path.
+
+    Raises:
+        InputError: There are none in it.
+    """
+    data = held.pop(entry.path)
+    if not data:
+        raise InputError(Reason.EMPTY, f"{shown(entry.path)}: the file is empty")
+    return data
 
 
 class TarSink:

@@ -29,6 +29,7 @@ from zipcli.pipeline.outcome import Outcome, Summary
 from zipcli.pipeline.plan import Entry, Plan, matches, target_of
 from zipcli.pipeline.purifier import Purifier
 from zipcli.pipeline.resume import Decision, size_of
+from zipcli.pipeline.tar import given_once
 from zipcli.pipeline.tar_file import Piece, Spool, file_digest, open_tar, tar_of
 from zipcli.protocols import Detector
 
@@ -341,10 +342,7 @@ class _Shards:
         Raises:
             InputError: It is empty.
         """
-        data = self._data.pop(entry.path)
-        if not data:
-            raise InputError(Reason.EMPTY, f"{shown(entry.path)}: the file is empty")
-        return data
+        return given_once(self._data, entry)
 
     # The sink: called in several threads.
 
