@@ -163,7 +163,7 @@ class Evaluation:
     purified_poisoned: Fidelity
     settings: dict[str, Any]
     cost: dict[str, float | None]
-    gate: Gate | None
+    gate: Gate | None = None
     notes: tuple[str, ...]
 
     @property
