@@ -186,7 +186,11 @@ def test_a_model_decides_where_nobody_chose_a_method() -> None:
     assert purify_config(model="m.safetensors").for_model(knows_partial_noise=True).method == "nullspace"
     other = purify_config(model="m.safetensors", seed=3).for_model(knows_partial_noise=False)
     assert (other.method, other.sampler, other.steps, other.seed) == ("zip", "warm", 5, 3)
+    elsewhere = purify_config(model="m.safetensors", eta=0.5).changed(device="cuda:1", dtype="float32")
+    assert (elsewhere.method, elsewhere.sampler, elsewhere.device) == ("nullspace", "warm", "cuda:1")
+    assert elsewhere.for_model(knows_partial_noise=False).method == "zip"
     chosen = purify_config(model="m.safetensors", method="nullspace")
+    assert chosen.changed(device="cpu").for_model(knows_partial_noise=False).method == "nullspace"
     assert chosen.for_model(knows_partial_noise=False) is chosen
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 from zipcli.errors import ConfigError, shown
 from zipcli.registry import unknown_name
@@ -275,6 +275,9 @@ class PurifyConfig(MethodConfig):
     seed: int = 1234
     offline: bool = False
 
+    _is_open: ClassVar[bool] = False
+    """Whether nobody chose the method, and the model has still a say in it."""
+
     def __post_init__(self) -> None:
         """Check the values."""
         object.__setattr__(self, "lambda_", float(self.lambda_))  # 10 and 10.0 are one setting
@@ -325,10 +328,13 @@ class PurifyConfig(MethodConfig):
         if self.steps == 0:
             object.__setattr__(self, "steps", STEPS[self.sampler])
 
+    def changed(self, **changes: Any) -> "PurifyConfig":
+        """The same with other values; unlike with `replace`, a method that nobody chose stays open."""
+        return replace(self, **({"method": "auto"} if self._is_open else {}) | changes)
+
     def for_model(self, *, knows_partial_noise: bool) -> "PurifyConfig":
         """The same; or with zip, where nobody chose nullspace and the model was not trained for it."""
-        is_open = getattr(self, "_is_open", False)
-        return replace(self, method="zip") if is_open and not knows_partial_noise else self
+        return replace(self, method="zip") if self._is_open and not knows_partial_noise else self
 
     def _check_variant(self) -> None:
         """A variant is a name for values, not a switch: the values must be there."""

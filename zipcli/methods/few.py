@@ -9,7 +9,7 @@ samplers go on from an estimate in different ways:
     multistep   the same from a linear extrapolation of the last two estimates, the second-order solver for
                 data prediction (Lu et al. 2022, DPM-Solver++, algorithm 2; with noise, its appendix)
     decoupled   all noise is drawn anew: what the last estimate got wrong is not carried on
-                (Garber and Tirer 2024, "CM4IR", section 4, without its over-scaling, which did not help)
+                (Garber and Tirer 2024, "CM4IR", without its over-scaling, which did not help)
 
 States are written with noise over image, x = x_0 + sigma n (Karras et al. 2022), not as the
 sqrt(alpha_bar) x of DDPM: only there is the part that the transforms keep the same in every state.

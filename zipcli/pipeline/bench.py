@@ -229,7 +229,7 @@ class Bench:
             check_stop: Called between images; it may raise to stop.
         """
         watch = Stopwatch()
-        purifier = TimedPurifier(replace(self.config, batch_size=batch_size))
+        purifier = TimedPurifier(self.config.changed(batch_size=batch_size))
         purifier.watch = watch
         if self._loaded is not None:
             model = for_inference(self._loaded.model)

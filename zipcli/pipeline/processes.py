@@ -108,7 +108,7 @@ class Processes:
     def hire(self, number: int) -> Hand:
         """Start a process."""
         device = self._devices[number % len(self._devices)]
-        config = replace(self._job.config, device=device)
+        config = self._job.config.changed(device=device)
         return ProcessHand(replace(self._job, config=config, detect=replace(self._job.detect, device=device)))
 
     def wait(self, hands: Collection[Hand], seconds: float) -> list[Hand]:

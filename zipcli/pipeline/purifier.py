@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -235,7 +234,7 @@ class Purifier:
         if self.fingerprint_parts.get("dtype") not in ("bfloat16", "float16"):
             return None
         if self._in_float32 is None:
-            self._in_float32 = Purifier.from_config(replace(self.config, dtype="float32"))
+            self._in_float32 = Purifier.from_config(self.config.changed(dtype="float32"))
             if self._model is not None:
                 self._in_float32.stop_with(self._model.before_call)
         return self._in_float32

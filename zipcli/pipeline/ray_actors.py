@@ -166,7 +166,7 @@ class RayCrew:
         self._ray = ray
         self._kind = kind
         self._job = replace(
-            job, config=replace(job.config, device=kind), detect=replace(job.detect, device=kind)
+            job, config=job.config.changed(device=kind), detect=replace(job.detect, device=kind)
         )
         self._options = {
             "num_cpus": 1,
