@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from zipcli.errors import ModelError, shown
+from zipcli.living import started
 from zipcli.models.catalog import HubName
 
 T = TypeVar("T")
@@ -441,13 +442,7 @@ def _is_abandoned(part: Path, host: str) -> bool:
         with suppress(FileNotFoundError):
             return owner is None or time.time() - part.stat().st_mtime > ABANDONED_SECONDS
         return False
-    try:
-        os.kill(int(owner[2]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass  # it lives, and is somebody else's
-    return False
+    return started(int(owner[2])) is None
 
 
 def _is_wrong_size(error: OSError) -> bool:

@@ -8,10 +8,10 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 from zipcli.errors import LockedError, OutputError, shown
+from zipcli.living import started
 
 A_MOMENT = 0.05
 """Seconds in which whoever only looks at a lock has let go of it."""
@@ -39,7 +39,7 @@ class Owner:
     @property
     def is_alive(self) -> bool:
         """Whether it runs on this machine at this moment."""
-        return self.is_here and _started(self.pid) in (self.started, "unknown")
+        return self.is_here and started(self.pid) in (self.started, "unknown")
 
     def __str__(self) -> str:
         """The owner in a message."""
@@ -48,35 +48,7 @@ class Owner:
 
 def this_process() -> Owner:
     """The process that asks."""
-    return Owner(host=socket.gethostname(), pid=os.getpid(), started=_started(os.getpid()) or "")
-
-
-def _started(pid: int) -> str | None:
-    """What tells a process from an earlier one of its number; None where there is none."""
-    try:
-        # Behind the name, which may hold anything: field 22 is the start, in ticks since the boot.
-        words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return words[19].decode() + _boot()
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):  # noqa: PTH112
-            return None
-    except OSError:
-        return "unknown"
-    try:  # a system without /proc
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return "unknown"
-
-
-@cache
-def _boot() -> str:
-    try:
-        return "@" + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+    return Owner(host=socket.gethostname(), pid=os.getpid(), started=started(os.getpid()) or "")
 
 
 def holder(file: Path) -> str | None:
