@@ -15,6 +15,7 @@ from zipcli import __version__
 from zipcli.cli.console import printable, replace_closed_streams
 from zipcli.errors import ExitCode, StoppedError, ZipcliError
 from zipcli.registry import unknown_name
+from zipcli.system import keep_freed_memory, spin_less
 
 COMMANDS = {
     "purify": "zipcli.cli.purify:purify",
@@ -60,6 +61,8 @@ class Commands(click.Group):
         Click's own version turns a closed pipe and Ctrl-C into exit code 1 before we can see them.
         """
         replace_closed_streams()
+        keep_freed_memory()
+        spin_less()
         words = list(sys.argv[1:] if args is None else args)
         name = prog_name or "zipcli"
         self._main_shell_completion(extra, name)

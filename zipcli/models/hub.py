@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from zipcli.errors import ModelError, shown
-from zipcli.living import started
 from zipcli.models.catalog import HubName
+from zipcli.system import started
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zipcli.errors import LockedError, OutputError, shown
-from zipcli.living import started
+from zipcli.system import started
 
 A_MOMENT = 0.05
 """Seconds in which whoever only looks at a lock has let go of it."""

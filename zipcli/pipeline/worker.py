@@ -28,6 +28,7 @@ from zipcli.pipeline.plan import Entry, Plan
 from zipcli.pipeline.purifier import Purifier
 from zipcli.pipeline.resume import DECISIONS, Decision, find, has_bytes
 from zipcli.pipeline.streams import Room
+from zipcli.system import keep_freed_memory
 
 SMALL_IMAGE = (32, 32)
 """Size of images of which the most fit into a batch: a unit should hold as many."""
@@ -189,6 +190,7 @@ def open_worker(job: Job, listener: Listener) -> Iterator[Worker]:
     Raises:
         ZipcliError: The models are missing, or the settings do not fit.
     """
+    keep_freed_memory()
     purifier = Purifier.from_config(job.config, listener)
     if purifier.device.type == "cpu":
         torch.set_num_threads(1)  # there are as many workers as the user wants cores to be busy

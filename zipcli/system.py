@@ -1,11 +1,40 @@
-"""Which processes of this machine live."""
+"""What we ask of the operating system: which processes live, and how ours gets memory and waits."""
 
+import ctypes
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 _EXITING = 0x4
 """PF_EXITING of the Linux kernel: set before a process lets go of its locks, and for ever after."""
+
+
+_KEPT_BYTES = 256 * 2**20
+"""Freed memory that stays ours. A network frees and asks for the same megabytes in every layer; given back
+to the system each time, they cost a fault for each page: up to 15 % of a run, by luck of the heap."""
+
+_MALLOPT = {-1: _KEPT_BYTES, -3: 32 * 2**20}
+"""M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its highest; see malloc(3)."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, unless the environment tunes it; nothing elsewhere."""
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    with suppress(AttributeError, OSError, TypeError):
+        for option, value in _MALLOPT.items():
+            ctypes.CDLL(None).mallopt(option, value)
+
+
+def spin_less() -> None:
+    """Let threads of a network sleep when they wait for long; to be called before torch is imported.
+
+    By default they spin, at the cost of our threads that decode and write. A user who has set something
+    is left alone.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def started(pid: int) -> str | None:
