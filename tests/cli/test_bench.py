@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cli.shell import ENVIRONMENT, invoke, run
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from zipcli.pipeline.bench import STAGES, picture
 
@@ -57,6 +59,23 @@ def test_a_method_without_a_network_has_no_operations(here: Path) -> None:
     assert row["images_per_s"] > 0
 
 
+def test_diffusers_and_we_take_turns_on_one_network(here: Path, tmp_path: Path) -> None:
+    """On our network, and on one that diffusers has saved, with as many evaluations of each."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        **{"sample_size": 16, "block_out_channels": (32, 32), "layers_per_block": 1},
+        **{"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
+    }
+    DDIMPipeline(UNet2DModel(**shape), DDIMScheduler()).save_pretrained(tmp_path / "saved")
+    for more in ([], ["--model", str(tmp_path / "saved")]):
+        *_, peer = lines(*ROWS, "--peers", "--batch-size", "2", "--steps", "2", *more, cwd=here)
+        assert peer["type"] == "bench_peer"
+        assert (peer["size"], peer["batch_size"], peer["evaluations"]) == (16, 2, 2)
+        ours, theirs = peer["zipcli_images_per_s"], peer["diffusers_images_per_s"]
+        assert min(ours, theirs) > 0
+        assert peer["ratio"] == pytest.approx(ours / theirs, rel=1e-2)
+
+
 def test_the_table_has_a_row_for_each_size_and_batch_size(here: Path) -> None:
     words = ("--size", "8", "--size", "16", "--batch-size", "1", "--batch-size", "4", "--method", "blur")
     done = run("bench", *words, "--seconds", "0.1", cwd=here)
@@ -65,7 +84,15 @@ def test_the_table_has_a_row_for_each_size_and_batch_size(here: Path) -> None:
     assert b"GFLOP/s in convolutions" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--size", "0"], ["--seconds", "0"], ["--method", "blur", "--steps", "2"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--size", "0"],
+        ["--seconds", "0"],
+        ["--method", "blur", "--steps", "2"],
+        ["--method", "blur", "--peers"],
+    ],
+)
 def test_wrong_settings_are_refused_before_anything_is_measured(here: Path, words: list[str]) -> None:
     result = invoke("bench", *words)
     assert result.exit_code == 2

@@ -10,7 +10,7 @@ from zipcli.cli.options import given
 from zipcli.cli.purify import PIXEL_OPTIONS
 from zipcli.cli.purify import purify as purify_command
 from zipcli.cli.signals import StopSignals
-from zipcli.config import purify_config
+from zipcli.config import check, purify_config
 from zipcli.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ SHOWN = [name for name in PIXEL_OPTIONS if name != "batch_size"]
     show_default=True,
     help="About how long each row may take.",
 )
+@click.option(
+    "--peers",
+    is_flag=True,
+    help="After each row let diffusers' DDIMPipeline and our sampler take turns on the network, without "
+    "files, with equal batches and evaluations; diffusers must be installed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
 @click.pass_context
 def bench(
@@ -58,6 +64,7 @@ def bench(
     sizes: tuple[int, ...],
     batch_sizes: tuple[int, ...],
     seconds: float,
+    peers: bool,
     as_json: bool,
     **_options: Any,
 ) -> int:
@@ -69,6 +76,7 @@ def bench(
     highest. Below each row: how the busy time divides.
     """
     config = purify_config(**given(ctx, SHOWN))
+    check(config.needs_model or not peers, f"--peers: {config.method} has no network; leave it out")
     stop = StopSignals()
     from zipcli.pipeline.bench import Bench
 
@@ -97,6 +105,15 @@ def bench(
                 click.echo(_line(row))
                 shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row.shares.items())
                 click.echo(f"{'':10}{shares}")
+            if peers:
+                peer = bench.beside(size, batch_size, seconds, stop.check)
+                if as_json:
+                    emit("bench_peer", **peer.as_json())
+                else:
+                    click.echo(
+                        f"{'':10}without files {peer.zipcli_images_per_s:.3g} images/s, diffusers' "
+                        f"DDIMPipeline {peer.diffusers_images_per_s:.3g}: {peer.ratio:.2f} times as many"
+                    )
     return ExitCode.DONE
 
 

@@ -1,8 +1,9 @@
 """How fast this machine purifies, beside what it could do at best; measured on pictures made here.
 
-Shares of time are busy seconds of each stage: reading and writing work beside the network, so together they
-may be more than has passed. Peaks are the best of several sizes and turns, in the precision of the network
-and in this process; what a network reaches of them is its operations over its seconds.
+Shares of time are busy seconds of each stage of a whole run: reading and writing work beside the network, so
+together they may be more than has passed. Peaks are the best of several sizes and turns, in the precision of
+the network and in this process; what a network reaches of them is its operations over its seconds, timed in
+the same batches before the run, with nothing beside it.
 """
 
 import math
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from zipcli.pipeline.detection import open_detector
 from zipcli.pipeline.folder import FolderRun, Item, Loaded
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome
+from zipcli.pipeline.peers import DiffusersDDIM
 from zipcli.pipeline.plan import Entry, Plan
 from zipcli.pipeline.purifier import Purifier
 from zipcli.pipeline.windows import WindowedModel
@@ -44,6 +47,9 @@ STAGES = ("decode", "network", "maths", "encode")
 FEWEST = 8
 MOST = 5000
 """Bounds of the number of images of a row."""
+FEWEST_TURNS = 3
+ALONE_SECONDS = 2.0
+"""Most of a row's time that the network gets with nothing beside it."""
 
 CONVOLUTIONS = ((4, 48, 32), (4, 96, 16), (4, 128, 32), (1, 64, 128), (4, 256, 32))
 """(images, channels, side) of the 3x3 convolutions whose best is the peak."""
@@ -73,9 +79,9 @@ class Row:
         images: How many there were.
         images_per_s: Of the whole run, from files to files.
         evaluations: Of the network, for each image.
-        evaluation_s: Seconds of one evaluation of one image, the network alone in a whole run.
+        evaluation_s: Seconds of one evaluation of one image, with nothing else at work.
         gflop: Floating-point operations of one evaluation of one image, in 1e9; None without a network.
-        network_gflops: What the network reaches while it runs, in GFLOP/s.
+        network_gflops: What the network reaches with nothing else at work, in GFLOP/s.
         run_gflops: What the whole run reaches.
         network_share: The first over the peak of convolutions.
         run_share: The second over the first.
@@ -96,6 +102,31 @@ class Row:
     run_share: float | None
     shares: dict[str, float]
     peak_mb: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The values, rounded to what they are worth."""
+        return {name: _rounded(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerRow:
+    """Diffusers' DDIMPipeline and our sampler in turns, without files, with equal batches and evaluations.
+
+    Attributes:
+        size: Side of the images, in pixels.
+        batch_size: Images in a batch.
+        evaluations: Of the network, for each image.
+        diffusers_images_per_s: What diffusers reaches; the median of the turns.
+        zipcli_images_per_s: What we reach.
+        ratio: The second over the first.
+    """
+
+    size: int
+    batch_size: int
+    evaluations: float
+    diffusers_images_per_s: float
+    zipcli_images_per_s: float
+    ratio: float
 
     def as_json(self) -> dict[str, Any]:
         """The values, rounded to what they are worth."""
@@ -229,20 +260,18 @@ class Bench:
             check_stop: Called between images; it may raise to stop.
         """
         watch = Stopwatch()
-        purifier = TimedPurifier(self.config.changed(batch_size=batch_size))
-        purifier.watch = watch
-        if self._loaded is not None:
-            model = for_inference(self._loaded.model)
-            self._loaded = replace(self._loaded, model=model)
-            timed, invariant = TimedModel(model, watch, self.device), is_batch_invariant(model)
-            purifier.use(timed, self._loaded.fingerprint, batch_invariant=invariant)
-            purifier.stop_with(check_stop)
+        purifier = self._purifier(batch_size, watch, check_stop)
         batch = purifier.batch_size((size, size))
         some = [picture(size, n) for n in range(batch)]
         purifier.purify_pixels(some)  # once for caches and clocks
-        began = time.perf_counter()
-        purifier.purify_pixels(some)
-        expected = (time.perf_counter() - began) / batch
+        watch.seconds.clear()
+        turns = 0
+        while watch.seconds["purify"] < min(ALONE_SECONDS, seconds / 4) or turns < 2:
+            purifier.purify_pixels(some)
+            check_stop()
+            turns += 1
+        alone = watch.seconds["network"] / (turns * batch)
+        expected = watch.seconds["purify"] / (turns * batch)
         count = batch * math.ceil(min(MOST, max(FEWEST, seconds / expected)) / batch)
         watch.seconds.clear()
         if self.device.type == "cuda":
@@ -254,7 +283,62 @@ class Bench:
                 Image.fromarray(picture(size, n)).save(source / f"{n:06}.png")
                 check_stop()
             passed = self._run(source, out, purifier, watch, check_stop)
-        return self._result(size, batch, count, passed, watch)
+        return self._result(size, batch, count, passed, alone, watch)
+
+    def beside(
+        self, size: int, batch_size: int | None, seconds: float, check_stop: Callable[[], None]
+    ) -> PeerRow:
+        """Let diffusers and our sampler take turns.
+
+        Args:
+            size: Side of the images, in pixels; a network for one size draws that in diffusers.
+            batch_size: Images in a batch; None to leave it to the purifier.
+            seconds: About how long it may take.
+            check_stop: Called between the turns; it may raise to stop.
+
+        Raises:
+            ConfigError: Diffusers is missing.
+        """
+        purifier = self._purifier(batch_size, Stopwatch(), check_stop)
+        batch, evaluations = purifier.batch_size((size, size)), self._evaluations()
+        peer = DiffusersDDIM(self.config, self.device, self.dtype, size)
+        some = [picture(size, n) for n in range(batch)]
+        turns: tuple[tuple[Callable[[], object], list[float]], ...] = (
+            (lambda: peer.draw(batch, evaluations), []),
+            (lambda: purifier.purify_pixels(some), []),
+        )
+        ends = time.perf_counter() + seconds
+        while len(turns[0][1]) < FEWEST_TURNS or time.perf_counter() < ends:
+            for purify, passed in turns:
+                began = time.perf_counter()
+                purify()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                passed.append(time.perf_counter() - began)
+                check_stop()
+        theirs, ours = (batch / median(passed) for _, passed in turns)
+        return PeerRow(
+            size=size,
+            batch_size=batch,
+            evaluations=evaluations,
+            diffusers_images_per_s=theirs,
+            zipcli_images_per_s=ours,
+            ratio=ours / theirs,
+        )
+
+    def _purifier(
+        self, batch_size: int | None, watch: Stopwatch, check_stop: Callable[[], None]
+    ) -> TimedPurifier:
+        """A purifier under `watch`."""
+        purifier = TimedPurifier(self.config.changed(batch_size=batch_size))
+        purifier.watch = watch
+        if self._loaded is not None:
+            model = for_inference(self._loaded.model)
+            self._loaded = replace(self._loaded, model=model)
+            timed, invariant = TimedModel(model, watch, self.device), is_batch_invariant(model)
+            purifier.use(timed, self._loaded.fingerprint, batch_invariant=invariant)
+            purifier.stop_with(check_stop)
+        return purifier
 
     def _run(
         self, source: Path, out: Path, purifier: Purifier, watch: Stopwatch, check_stop: Callable[[], None]
@@ -271,13 +355,16 @@ class Bench:
                 run.run(lambda outcome: None, check_stop)
         return time.perf_counter() - began
 
-    def _result(self, size: int, batch: int, count: int, passed: float, watch: Stopwatch) -> Row:
+    def _result(
+        self, size: int, batch: int, count: int, passed: float, alone: float, watch: Stopwatch
+    ) -> Row:
+        """A row, from the seconds of a whole run and those of the network alone for an image."""
         busy = {name: watch.seconds[name] for name in ("decode", "network", "encode")}
         busy["maths"] = max(0.0, watch.seconds["purify"] - busy["network"])
         total = sum(busy.values())
         evaluations = float(self._evaluations())
         gflop = self._gflop.get(size)
-        network = gflop * evaluations * count / busy["network"] if gflop else None
+        network = gflop * evaluations / alone if gflop else None
         whole = gflop * evaluations * count / passed if gflop else None
         return Row(
             size=size,
@@ -285,7 +372,7 @@ class Bench:
             images=count,
             images_per_s=count / passed,
             evaluations=evaluations,
-            evaluation_s=busy["network"] / (count * evaluations) if evaluations else None,
+            evaluation_s=alone / evaluations if evaluations else None,
             gflop=gflop,
             network_gflops=network,
             run_gflops=whole,
