@@ -146,7 +146,8 @@ def test_a_method_takes_the_settings_it_uses() -> None:
         ({"method": "zip"}, ("zip", "warm", 5)),
         ({"steps": 7}, ("nullspace", "warm", 7)),
         ({"eta": 1.0}, ("nullspace", "warm", 5)),
-        ({"lambda_": 10.0}, ("zip", "ddim", 20)),
+        ({"lambda_": 10.0}, ("nullspace", "warm", 5)),
+        ({"lambda_": 10.0, "grid": "paper"}, ("zip", "ddim", 20)),
         ({"transforms": ["blur:2", "gray"], "eta": 0.5}, ("zip", "ddim", 20)),
         ({"grid": "official", "eta": 0.5}, ("zip", "ddim", 20)),
         ({"sampler": "ddim"}, ("zip", "ddim", 20)),
@@ -168,7 +169,8 @@ def test_method_and_sampler_are_chosen_such_that_every_option_counts(
     ("given", "words"),
     [
         ({"method": "nullspace", "sampler": "ddim"}, "sampler: method nullspace has no ddim"),
-        ({"method": "nullspace", "lambda_": 2.0}, "lambda: method nullspace does not use it"),
+        ({"method": "nullspace", "grid": "paper"}, "grid: method nullspace does not use it"),
+        ({"method": "blur", "lambda_": 2.0}, "lambda: method blur does not use it"),
         ({"sampler": "decoupled", "eta": 1.0}, "eta: sampler decoupled does not use it"),
         ({"sampler": "warm", "grid": "official"}, "grid: sampler warm does not use it"),
         ({"variant": "official", "sampler": "warm"}, "sampler warm"),
@@ -195,9 +197,18 @@ def test_a_model_decides_where_nobody_chose_a_method() -> None:
 
 
 def test_the_class_refuses_what_its_sampler_would_ignore() -> None:
-    with pytest.raises(ConfigError, match="lambda: sampler warm does not use it"):
-        PurifyConfig(sampler="warm", lambda_=2.0)
-    assert PurifyConfig(lambda_=2.0).sampler == "ddim"
+    with pytest.raises(ConfigError, match="grid: sampler warm does not use it"):
+        PurifyConfig(sampler="warm", grid="paper")
+    assert PurifyConfig(grid="paper").sampler == "ddim"
+
+
+def test_a_sampler_has_a_lambda_of_its_own_until_somebody_says_one() -> None:
+    assert purify_config().lambda_ == math.inf
+    assert purify_config(sampler="ddim").lambda_ == 10
+    for given in (0.0, 10.0, math.inf):
+        for sampler in ("ddim", "warm", "decoupled"):
+            config = purify_config(sampler=sampler, lambda_=given)
+            assert config.lambda_ == config.changed(device="cpu").lambda_ == given
 
 
 def test_the_settings_of_every_method_exist() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeEps
+from golden.transcription import mix
 from torch import Tensor
 
 from zipcli.config import MethodConfig
@@ -15,7 +16,7 @@ from zipcli.methods.few import HIGHEST_SIGMA, LOWEST_SIGMA, first_sigma, noise_l
 from zipcli.methods.nullspace import purify
 from zipcli.methods.zip import purify as purify_zip
 from zipcli.projection import removed
-from zipcli.protocols import LinearOperator, Noise
+from zipcli.protocols import LinearOperator, Method, Noise
 from zipcli.schedule import alpha_bars
 from zipcli.transforms import make_operator
 
@@ -52,20 +53,25 @@ class GaussianPrior(FakeEps):
         return math.sqrt(1 - alpha_bar) * centred / (alpha_bar * self.variance + 1 - alpha_bar)
 
 
-CHAINS = [
-    MethodConfig(sampler="decoupled", steps=1),
-    MethodConfig(sampler="decoupled", steps=4),
-    MethodConfig(sampler="warm", steps=5, eta=0.0),
-    MethodConfig(sampler="warm", steps=4, eta=0.7),
-    MethodConfig(sampler="multistep", steps=4, eta=1.0),
-    MethodConfig(sampler="multistep", steps=5, eta=0.3),
+EXACT = [
+    MethodConfig(sampler="decoupled", steps=1, lambda_=math.inf),
+    MethodConfig(sampler="decoupled", steps=4, lambda_=math.inf),
+    MethodConfig(sampler="warm", steps=5, eta=0.0, lambda_=math.inf),
+    MethodConfig(sampler="warm", steps=4, eta=0.7, lambda_=math.inf),
+    MethodConfig(sampler="multistep", steps=4, eta=1.0, lambda_=math.inf),
+    MethodConfig(sampler="multistep", steps=5, eta=0.3, lambda_=math.inf),
+]
+LETTING_GO = [
+    MethodConfig(sampler="decoupled", steps=3, lambda_=100.0),
+    MethodConfig(sampler="warm", steps=4, eta=0.7, lambda_=10.0),
+    MethodConfig(sampler="multistep", steps=4, eta=1.0, lambda_=0.0),
 ]
 
 
 @pytest.mark.parametrize(
     "names", [("blur:2",), ("gray",), ("blur:4+gray",), ("blur:2", "gray"), ("mask:half",)]
 )
-@pytest.mark.parametrize("config", CHAINS, ids=str)
+@pytest.mark.parametrize("config", EXACT, ids=str)
 def test_what_the_transforms_keep_stays_exact(
     names: tuple[str, ...], config: MethodConfig, fixed_noise: BuildNoise
 ) -> None:
@@ -76,7 +82,7 @@ def test_what_the_transforms_keep_stays_exact(
     assert (out - x).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("config", CHAINS, ids=str)
+@pytest.mark.parametrize("config", EXACT, ids=str)
 @pytest.mark.parametrize("name", ["blur:2", "gray", "blur:4+gray", "mask:half", "identity"])
 def test_zip_ends_with_the_same_transform_as_the_input(
     name: str, config: MethodConfig, fixed_noise: BuildNoise
@@ -87,7 +93,7 @@ def test_zip_ends_with_the_same_transform_as_the_input(
     assert (A.forward(out) - A.forward(x)).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("config", CHAINS, ids=str)
+@pytest.mark.parametrize("config", EXACT + LETTING_GO, ids=str)
 @pytest.mark.parametrize("in_nullspace", [False, True])
 def test_the_chain_is_that_of_the_papers(
     config: MethodConfig, in_nullspace: bool, fixed_noise: BuildNoise
@@ -112,8 +118,10 @@ def test_the_chain_is_that_of_the_papers(
     before = None
     for k in range(config.steps):
         a, b = bars[k], bars[k + 1]
-        eps = under_noise(prior(x_t, torch.tensor([prior.timesteps[k]])))
-        x_0 = kept + hidden((x_t - (1 - a) ** 0.5 * eps) / a**0.5)
+        eps = prior(x_t, torch.tensor([prior.timesteps[k]]))
+        x_0 = (x_t - (1 - a) ** 0.5 * eps) / a**0.5
+        x_0 = mix(x_0, kept + hidden(x_0), a, config.lambda_)
+        eps = under_noise(eps)
         guess = x_0
         if config.sampler == "multistep" and before is not None:
             # DPM-Solver++(2M): D = (1 + 1 / 2r) x_0 - 1 / 2r x_0', where r compares the steps in log(sigma).
@@ -128,6 +136,19 @@ def test_the_chain_is_that_of_the_papers(
             spread = config.eta * ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5
             x_t = b**0.5 * guess + (1 - b - spread**2) ** 0.5 * eps + spread * under_noise(noise(x))
     torch.testing.assert_close(out, x_t, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [purify, purify_zip])
+def test_the_smaller_lambda_the_more_is_let_go(method: Method, fixed_noise: BuildNoise) -> None:
+    x, (A,) = random_images(2), operators("blur:2")
+    off = []
+    for lambda_ in (math.inf, 300.0, 30.0, 0.0):
+        config = MethodConfig(sampler="warm", steps=5, lambda_=lambda_)
+        out = method(x, GaussianPrior(0.1, 0.2), (A,), config, noise=fixed_noise([1, 2]))
+        off.append((A.forward(out) - A.forward(x)).abs().mean().item())
+    assert off[0] < 1e-12
+    assert off == sorted(off)
+    assert off[1] > 1e-4
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
@@ -169,13 +190,13 @@ def test_what_a_mask_hides_is_drawn_from_the_prior(eta: float) -> None:
         x,
         GaussianPrior(0.2, 0.3),
         operators("mask:half"),
-        MethodConfig(sampler="warm", steps=100, eta=eta),
+        MethodConfig(sampler="warm", steps=100, eta=eta, lambda_=math.inf),
         noise=lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype),
     )
     drawn = out[..., 4:]
     assert drawn.mean().item() == pytest.approx(0.2, abs=0.03)
     assert drawn.std().item() == pytest.approx(0.3, rel=0.05)
-    assert torch.equal(out[..., :4], x[..., :4])
+    torch.testing.assert_close(out[..., :4], x[..., :4], rtol=0, atol=1e-12)
 
 
 def test_removed_is_a_projection_and_complements_what_is_kept() -> None:

@@ -99,9 +99,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=Name("sampler", ("auto", *SAMPLER_SETTINGS)),
     default=PurifyConfig.sampler,
     show_default=True,
-    help="warm (auto), decoupled and multistep begin near the image, and what they end with agrees exactly "
-    "with what the transform kept; ddim is the chain of the ZIP paper, from pure noise, and the one for "
-    "several transforms.",
+    help="warm (auto), decoupled and multistep begin near the image; ddim is the chain of the ZIP paper, "
+    "from pure noise, and the one for several transforms.",
 )
 @click.option(
     "--steps",
@@ -114,9 +113,9 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "--lambda",
     "lambda_",
     type=click.FloatRange(min=0),
-    default=PurifyConfig.lambda_,
-    show_default=True,
-    help="ddim: how late the image is let go: 0 ignores the input, inf keeps what the transforms kept.",
+    help="How long the image is held to what the transforms kept: inf, exactly and to the end; 100 or 30 let "
+    "go of it in the last steps, and so of a faint trigger in it; 0 never corrects.  [default: inf; 10 with "
+    "ddim]",
 )
 @click.option(
     "--eta",

@@ -2,8 +2,10 @@
 
 A chain from pure noise spends most of its steps on finding again what A x tells already. Here the first
 state is A+ A x under as much noise as hides what A removes from images, every estimate of the clean image
-is corrected until it agrees with A x, the last one included, and no step repeats another's work. Three
-samplers go on from an estimate in different ways:
+is corrected towards A x, the last one included, and no step repeats another's work. An infinite lambda
+corrects until A x is exact; a finite one weighs the correction by ZIP's confidence, and so lets the prior
+smooth what A kept in the last steps, where there is hardly any noise: what is left of a faint trigger there,
+and some of the image. Three samplers go on from an estimate in different ways:
 
     warm        DDIM; with eta 1 the posterior of DDPM (Song et al. 2021, eq. 12 and 16)
     multistep   the same from a linear extrapolation of the last two estimates, the second-order solver for
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from zipcli.config import MethodConfig
-from zipcli.methods.steps import FiniteWatch
+from zipcli.methods.steps import FiniteWatch, confidence
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
 
@@ -46,18 +48,18 @@ def restore(
     *,
     noise: Noise,
     covered: Callable[[Tensor], Tensor],
-    corrected: Callable[[Tensor], Tensor],
+    correction: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Draw an image that agrees with A x.
+    """Draw an image that agrees with A x, as far as lambda has it.
 
     Args:
         x: Suspicious images, (N, C, H, W), float32 in [-1, 1].
         eps_model: The diffusion prior.
         operators: Transforms A_n.
-        config: Sampler, steps and eta.
+        config: Sampler, steps, lambda and eta.
         noise: One draw for each step.
         covered: Takes noise, or what the prior took for it, to the part that lies under noise at all.
-        corrected: Takes an estimate to one that agrees with A x.
+        correction: What an estimate lacks to agree with A x.
 
     Returns:
         The last corrected estimate, (N, C, H, W), not clipped.
@@ -68,12 +70,14 @@ def restore(
     levels = noise_levels(first_sigma(operators, (x.shape[-2], x.shape[-1])), config.steps)
     timesteps = [timestep_at(eps_model.schedule, sigma) for sigma in levels]
     watch = FiniteWatch(x)
-    state = corrected(torch.zeros_like(x)) + levels[0] * covered(noise(x))
+    state = correction(torch.zeros_like(x)) + levels[0] * covered(noise(x))
     x_0 = before = state
     for step, (sigma, following) in enumerate(pairwise([*levels, 0.0])):
         t = torch.full((len(x),), timesteps[step], device=x.device)
-        eps = covered(eps_model(state / math.sqrt(1 + sigma**2), t)[:, : eps_model.channels])
-        before, x_0 = x_0, corrected(state - sigma * eps)
+        eps = eps_model(state / math.sqrt(1 + sigma**2), t)[:, : eps_model.channels]
+        before, x_0 = x_0, state - sigma * eps
+        x_0 = x_0 + confidence(1 / (1 + sigma**2), config.lambda_) * correction(x_0)
+        eps = covered(eps)
         if not following:
             state = x_0
         elif config.sampler == "decoupled":

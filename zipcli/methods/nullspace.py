@@ -28,12 +28,12 @@ def purify(
     Args:
         x: Suspicious images, (N, C, H, W), float32 in [-1, 1].
         eps_model: The diffusion prior.
-        operators: Transforms A_n; what any of them keeps is kept.
-        config: Sampler, steps and eta.
+        operators: Transforms A_n; what any of them keeps is known.
+        config: Sampler, steps, lambda and eta.
         noise: One draw for each step.
 
     Returns:
-        Purified images, (N, C, H, W), not clipped, with the same A x.
+        Purified images, (N, C, H, W), not clipped. With an infinite lambda their A x is that of the input.
 
     Raises:
         NonFiniteError: The state of some image became NaN or infinite.
@@ -44,7 +44,7 @@ def purify(
     def covered(noise: Tensor) -> Tensor:
         return removed(noise, operators)
 
-    def corrected(x_0: Tensor) -> Tensor:
-        return kept + removed(x_0, operators)
+    def correction(x_0: Tensor) -> Tensor:
+        return kept - x_0 + removed(x_0, operators)
 
-    return restore(x, eps_model, operators, config, noise=noise, covered=covered, corrected=corrected)
+    return restore(x, eps_model, operators, config, noise=noise, covered=covered, correction=correction)

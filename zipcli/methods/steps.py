@@ -55,3 +55,11 @@ class FiniteWatch:
         if images:
             step = int(min(steps[n] for n in images))
             raise NonFiniteError(f"at step {step} (timestep {visited[step]:g})", images)
+
+
+def confidence(alpha_bar: float, lambda_: float) -> float:
+    """Weight 1 - alpha_bar^lambda of the correction; exactly 0 at lambda 0 and 1 at infinity.
+
+    Source: ZIP, section 3.4. It uses the alpha_bar of the current state, not of the next one.
+    """
+    return 1.0 - math.pow(alpha_bar, lambda_)

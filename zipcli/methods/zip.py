@@ -6,6 +6,7 @@ to 2e-15 in float64, which costs no second pass over the noise.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from zipcli.config import MethodConfig
 from zipcli.methods.few import restore
 from zipcli.methods.grids import CLEAN, chain
-from zipcli.methods.steps import FiniteWatch, ddim_sigma, predict_x0
+from zipcli.methods.steps import FiniteWatch, confidence, ddim_sigma, predict_x0
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import alpha_bars
 
@@ -38,8 +39,7 @@ def purify(
         noise: As the sampler needs it.
 
     Returns:
-        Purified images, (N, C, H, W), not clipped. With other samplers than ddim and one transform their
-        A x is that of the input.
+        Purified images, (N, C, H, W), not clipped. With an infinite lambda their A x is that of the input.
 
     Raises:
         ConfigError: The grid does not start at pure noise.
@@ -49,12 +49,8 @@ def purify(
     if config.sampler == "ddim":
         return published_chain(x, eps_model, operators, config, noise=noise)
     targets = [A.forward(x) for A in operators]
-    size = (x.shape[-2], x.shape[-1])
-
-    def corrected(x_0: Tensor) -> Tensor:
-        return x_0 + correction(x_0, operators, targets, size)
-
-    return restore(x, eps_model, operators, config, noise=noise, covered=_everything, corrected=corrected)
+    missing = partial(correction, operators=operators, targets=targets, size=(x.shape[-2], x.shape[-1]))
+    return restore(x, eps_model, operators, config, noise=noise, covered=_everything, correction=missing)
 
 
 def _everything(noise: Tensor) -> Tensor:
@@ -140,11 +136,3 @@ def correction(
     for A, y in zip(operators, targets, strict=True):
         total += A.pinv(y - A.forward(x_0), size)
     return total / len(operators)
-
-
-def confidence(alpha_bar: float, lambda_: float) -> float:
-    """Weight 1 - alpha_bar^lambda of the correction; exactly 0 at lambda 0 and 1 at infinity.
-
-    Source: ZIP, section 3.4. It uses the alpha_bar of the current state, not of the next one.
-    """
-    return 1.0 - math.pow(alpha_bar, lambda_)
