@@ -202,9 +202,7 @@ def test_the_class_refuses_what_its_sampler_would_ignore() -> None:
     assert PurifyConfig(grid="paper").sampler == "ddim"
 
 
-def test_a_sampler_has_a_lambda_of_its_own_until_somebody_says_one() -> None:
-    assert purify_config().lambda_ == math.inf
-    assert purify_config(sampler="ddim").lambda_ == 10
+def test_every_sampler_takes_a_lambda() -> None:
     for given in (0.0, 10.0, math.inf):
         for sampler in ("ddim", "warm", "decoupled"):
             config = purify_config(sampler=sampler, lambda_=given)

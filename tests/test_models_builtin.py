@@ -16,11 +16,13 @@ from zipcli.errors import ConfigError, ModelError
 from zipcli.models.catalog import CATALOG
 from zipcli.models.denoiser import Denoiser, predict_eps
 from zipcli.models.hub import file_sha256
-from zipcli.models.loading import load_model
+from zipcli.models.loading import fitting_dtype, load_model, multiplies_bfloat16
 from zipcli.models.local_unet import BandedUNet, LocalUNetConfig, build_local_unet
 from zipcli.models.prior import Prior
 from zipcli.models.store import find_model
 from zipcli.models.tensors import open_safetensors
+from zipcli.models.unet import UNet
+from zipcli.models.unet_config import UNetConfig
 from zipcli.models.weights import write_model
 from zipcli.schedule import alpha_bars
 
@@ -160,13 +162,24 @@ def test_a_model_file_loads_to_the_same_network(tmp_path: Path, config: LocalUNe
     file = tmp_path / "tiny.safetensors"
     model = Prior(tiny(config=config), NoiseSchedule(), 3)
     write_model(file, model, {"data": "none"})
-    loaded = load_model(str(file), CPU)
+    loaded = load_model(str(file), CPU, "float32")
     x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 700.0])
     expected = model(x_t, t)
     torch.testing.assert_close(loaded.model(x_t, t), expected)
     assert loaded.sha256 == file_sha256(file)
     assert (loaded.model.channels, loaded.model.native_side, loaded.model.minimum_side) == (3, None, 8)
     assert read(file)[1]["card"] == {"data": "none"}
+
+
+def test_ours_is_short_where_that_saves_time_and_a_published_one_on_a_gpu() -> None:
+    none = (False, False)
+    shape: dict[str, Any] = {"widths": (32, 64), "blocks": 1, "time_features": 32, "time_width": 64}
+    ours, published = tiny(), UNet(UNetConfig(**shape, attention_down=none, attention_up=none))
+    on_a_cpu = "bfloat16" if multiplies_bfloat16() else "float32"
+    assert load_model("builtin", CPU).fingerprint["dtype"] == on_a_cpu
+    gpu = torch.device("cuda")
+    assert [fitting_dtype(ours, place) for place in (CPU, gpu)] == [on_a_cpu, "float32"]
+    assert [fitting_dtype(published, place) for place in (CPU, gpu)] == ["float32", "float16"]
 
 
 def test_the_builtin_prior_is_small_pinned_and_says_what_it_is() -> None:

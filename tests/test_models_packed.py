@@ -107,8 +107,8 @@ def test_blocks_of_the_first_priors_stay_as_they_are() -> None:
 @torch.inference_mode()
 def test_the_builtin_prior_is_packed_in_both_precisions() -> None:
     x, times = states(2, 3, 32, 32), torch.full((2,), 250.0)
-    plain = load_model("builtin", CPU).model(x, times)
-    full = for_inference(load_model("builtin", CPU).model)(x, times)
+    plain = load_model("builtin", CPU, "float32").model(x, times)
+    full = for_inference(load_model("builtin", CPU, "float32").model)(x, times)
     short = for_inference(load_model("builtin", CPU, "bfloat16").model)(x, times)
     torch.testing.assert_close(full, plain, rtol=1e-4, atol=1e-5)
     assert short.dtype == torch.float32

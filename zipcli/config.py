@@ -49,12 +49,6 @@ STEPS: Mapping[str, int] = {"ddim": 20, "warm": 5, "decoupled": 5, "multistep": 
 """Steps where nobody says how many: of those that begin near the image the fewest that are as good as 20
 (examples/measure_samplers.py)."""
 
-LAMBDA: Mapping[str, float] = {"ddim": 10.0, "warm": math.inf, "decoupled": math.inf, "multistep": math.inf}
-"""Lambda where nobody says it: of ddim that of ZIP, section 4."""
-
-OF_THE_SAMPLER = -math.inf
-"""A lambda that is left to the sampler."""
-
 # Published settings by name. A variant fixes the values in its row.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     # The released program: gray and block blur averaged, whatever its --deg says (spec 3.8).
@@ -204,7 +198,7 @@ class MethodConfig:
         steps: Steps of the chain. Each costs one evaluation of the network; grid paper visits
             timestep 0 besides, and time travel repeats some. Of ddim, the stride is T // steps.
         lambda_: Exponent of the confidence weight 1 - alpha_bar^lambda of the correction (ZIP, section
-            3.4). 0 ignores the input, infinity keeps `A x` exactly.
+            3.4; 10 is its value). 0 never corrects, infinity keeps `A x` exactly.
         eta: Share of fresh noise in each step: 0 is deterministic DDIM, 1 is DDPM.
         grid: Which timesteps are visited.
         clip_x0: Clip the estimate of x_0 to [-1, 1] before it is corrected.
@@ -251,7 +245,6 @@ class PurifyConfig(MethodConfig):
             which `for_model` is told, and zip otherwise.
         sampler: As in `MethodConfig`; auto is warm, and ddim for several transforms.
         steps: Likewise; 0 is 20 with ddim, and else 5.
-        lambda_: Likewise; left out it is 10 with ddim, and else infinite.
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
             and applied left to right; the corrections of several values are averaged.
         variant: A published group of settings, or None.
@@ -270,7 +263,6 @@ class PurifyConfig(MethodConfig):
     method: str = "auto"
     sampler: str = "auto"
     steps: int = 0
-    lambda_: float = OF_THE_SAMPLER
     transforms: tuple[str, ...] = ("blur",)
     variant: str | None = None
     model: str = "builtin"
@@ -335,8 +327,6 @@ class PurifyConfig(MethodConfig):
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
         if self.steps == 0:
             object.__setattr__(self, "steps", STEPS[self.sampler])
-        if self.lambda_ == OF_THE_SAMPLER:
-            object.__setattr__(self, "lambda_", LAMBDA[self.sampler])
 
     def changed(self, **changes: Any) -> "PurifyConfig":
         """The same with other values; unlike with `replace`, a method that nobody chose stays open."""

@@ -30,9 +30,11 @@ from cli.shell import (
 )
 from PIL import Image
 
+from zipcli.cli.main import cli
 from zipcli.cli.purify import purify
 from zipcli.config import FITS, METHOD_SETTINGS, FolderConfig, PurifyConfig
 from zipcli.errors import ExitCode
+from zipcli.models.loading import multiplies_bfloat16
 from zipcli.models.store import find_model
 
 LATIN_1 = os.fsdecode(b"caf\xe9.png")
@@ -53,7 +55,7 @@ def names(folder: Path) -> list[str]:
     [(config, field.name) for config in (PurifyConfig, FolderConfig) for field in fields(config)],
 )
 def test_a_default_is_written_once_in_the_config_class(config: type, name: str) -> None:
-    assert purify.make_context("purify", []).params[name] == getattr(config, name)
+    assert purify.make_context("purify", [], parent=click.Context(cli)).params[name] == getattr(config, name)
 
 
 @pytest.mark.parametrize("config", [PurifyConfig, FolderConfig])
@@ -80,7 +82,7 @@ def test_a_run_without_options_records_the_defaults(here: Path) -> None:
     settings = json_lines(result.stdout)[0]["settings"]
     expected = {**PurifyConfig().pixel_settings(), **FolderConfig().file_settings()}
     assert (settings["tile"], settings["overlap"]) == (512, 64)
-    assert settings["dtype"] == "float32"
+    assert settings["dtype"] == ("bfloat16" if multiplies_bfloat16() else "float32")
     del expected["tile"], expected["overlap"], expected["dtype"]  # left to the model
     assert {name: settings[name] for name in expected} == json.loads(json.dumps(expected))
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,7 @@ from hub_server import Hub
 from PIL import Image
 from safetensors.torch import load_file
 
+from zipcli.cli.main import cli
 from zipcli.cli.train import train
 from zipcli.config import NoiseSchedule, TrainConfig
 from zipcli.models.denoiser import Denoiser
@@ -394,7 +396,7 @@ def test_a_place_that_may_not_be_written_exits_5(photos: Path, as_user: tuple[st
 
 
 def test_every_setting_is_an_option_and_reads_its_default() -> None:
-    parsed = train.make_context("train", ["in", OUT]).params
+    parsed = train.make_context("train", ["in", OUT], parent=click.Context(cli)).params
     settings = {field.name: field.default for field in fields(TrainConfig)}
     assert {name: parsed[name] for name in settings} == settings
 

@@ -113,9 +113,10 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "--lambda",
     "lambda_",
     type=click.FloatRange(min=0),
-    help="How long the image is held to what the transforms kept: inf, exactly and to the end; 100 or 30 let "
-    "go of it in the last steps, and so of a faint trigger in it; 0 never corrects.  [default: inf; 10 with "
-    "ddim]",
+    default=PurifyConfig.lambda_,
+    show_default=True,
+    help="How long the image is held to what the transforms kept: a finite one lets go in the last steps, and "
+    "so of a faint trigger; inf holds on exactly, to the end; 0 never corrects.",
 )
 @click.option(
     "--eta",
