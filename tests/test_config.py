@@ -308,6 +308,7 @@ def test_where_it_runs_does_not_decide_the_pixels(elsewhere: dict[str, Any]) -> 
             {"tile": 64},
             {"overlap": 32},
             {"dtype": "float16"},
+            {"compile": True},
         ),
         *({"travel_length": 2, "travel_repeat": 2}, {"travel_repeat": 2}, {"method": "blur"}),
     ],
@@ -315,6 +316,11 @@ def test_where_it_runs_does_not_decide_the_pixels(elsewhere: dict[str, Any]) -> 
 )
 def test_what_changes_a_pixel_is_among_the_pixel_settings(change: dict[str, Any]) -> None:
     assert purify_config(**change).pixel_settings() != purify_config().pixel_settings()
+
+
+def test_runs_that_compile_nothing_say_nothing_of_it() -> None:
+    """Records from before there was --compile go on to hold."""
+    assert "compile" not in purify_config(compile=False).pixel_settings()
 
 
 def test_pixel_settings_are_json_even_with_infinite_lambda() -> None:

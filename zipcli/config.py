@@ -37,7 +37,9 @@ METHOD_SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "zip": ("warm", "decoupled", "multistep", "ddim"),
     "blur": (),
 }
-_NETWORK = frozenset({"device", "dtype", "batch_size", "fit", "tile", "overlap", "seed", "offline"})
+_NETWORK = frozenset(
+    {"device", "dtype", "compile", "batch_size", "fit", "tile", "overlap", "seed", "offline"}
+)
 _CHAIN = _NETWORK | {"transforms", "model", "sampler", "steps", "eta", "lambda_"}
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "zip": _CHAIN | _DDIM,
@@ -255,6 +257,7 @@ class PurifyConfig(MethodConfig):
         overlap: Pixels that neighbouring windows share; None for 64, or half of a small window.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: Precision inside the network; the chain itself is always float32.
+        compile: Run the network through `torch.compile`, for GPUs; see `zipcli.models.compiled`.
         batch_size: Images purified together; None to choose by their size. It changes no pixel.
         seed: Seed of the noise. Each image has its own noise, drawn from the seed and its pixels.
         offline: Never connect to the Hub; a model that is not here is an error.
@@ -271,6 +274,7 @@ class PurifyConfig(MethodConfig):
     overlap: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    compile: bool = False
     batch_size: int | None = None
     seed: int = 1234
     offline: bool = False
@@ -364,6 +368,7 @@ class PurifyConfig(MethodConfig):
         # A variant is a name for the values beside it; the digest of a model says more than its path.
         used = METHOD_SETTINGS[self.method] - {"device", "batch_size", "variant", "model", "offline"}
         used -= _DDIM - SAMPLER_SETTINGS[self.sampler]
+        used -= set() if self.compile else {"compile"}  # records from before there was one go on to hold
         settings = {name: value for name, value in asdict(self).items() if name in used}
         if settings.get("grid") == "full":
             settings["steps"] = 1000  # whatever was said, all of them are visited

@@ -74,7 +74,8 @@ def test_bash_completes_every_command_and_every_option(zipcli: dict[str, str]) -
     assert set(ask("bash", program.format("''", 1), zipcli)) == set(COMMANDS)
     command = cli.get_command(click.Context(cli), "purify")
     assert command is not None
-    long_names = {name for option in command.params for name in option.opts if name.startswith("--")}
+    names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    long_names = {name for name in names if name.startswith("--")}
     assert set(ask("bash", program.format("purify --", 2), zipcli)) == {*long_names, "--help"}
 
 

@@ -115,8 +115,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=click.FloatRange(min=0),
     default=PurifyConfig.lambda_,
     show_default=True,
-    help="How long the image is held to what the transforms kept: a finite one lets go in the last steps, and "
-    "so of a faint trigger; inf holds on exactly, to the end; 0 never corrects.",
+    help="How long the image is held to what the transforms kept: a finite one lets go in the last steps, "
+    "and so of a faint trigger; inf holds on exactly, to the end; 0 never corrects.",
 )
 @click.option(
     "--eta",
@@ -200,6 +200,14 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     default=PurifyConfig.dtype,
     show_default=True,
     help="Precision inside the network.",
+)
+@click.option(
+    "--compile/--no-compile",
+    default=PurifyConfig.compile,
+    show_default=True,
+    help="Let torch.compile fuse the network, on a GPU with CUDA graphs. Each size of images is compiled "
+    "anew, which takes a minute: for many images of few sizes. On a CPU it is no faster; elsewhere "
+    "`zipcli bench --compile` tells.",
 )
 @click.option(
     "--batch-size",

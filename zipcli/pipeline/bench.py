@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zipcli.config import DetectConfig, FolderConfig, PurifyConfig
 from zipcli.methods.grids import chain
+from zipcli.models.compiled import compiled
 from zipcli.models.loading import LoadedModel, load_model
 from zipcli.models.packed import for_inference, is_batch_invariant
 from zipcli.pipeline.detection import open_detector
@@ -333,7 +334,8 @@ class Bench:
         purifier = TimedPurifier(self.config.changed(batch_size=batch_size))
         purifier.watch = watch
         if self._loaded is not None:
-            model = for_inference(self._loaded.model)
+            plain = self._loaded.model
+            model = compiled(plain, check_stop) if self.config.compile else for_inference(plain)
             self._loaded = replace(self._loaded, model=model)
             timed, invariant = TimedModel(model, watch, self.device), is_batch_invariant(model)
             purifier.use(timed, self._loaded.fingerprint, batch_invariant=invariant)

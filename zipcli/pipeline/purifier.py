@@ -26,6 +26,7 @@ from zipcli.images.load import from_pil, read_file
 from zipcli.methods import METHODS
 from zipcli.methods.grids import chain
 from zipcli.models.catalog import known_architecture
+from zipcli.models.compiled import compiled
 from zipcli.models.hub import Listener
 from zipcli.models.loading import load_model
 from zipcli.models.packed import for_inference, is_batch_invariant
@@ -118,7 +119,10 @@ class Purifier:
                     f"model {config.model} was not trained for the method nullspace, as the built-in one and "
                     "those of zipcli train are; it may refill badly"
                 )
-            model = for_inference(loaded.model)
+            if config.compile:
+                model = compiled(loaded.model, listener.check_stop)
+            else:
+                model = for_inference(loaded.model)
             purifier.use(model, loaded.fingerprint, batch_invariant=is_batch_invariant(model))
         return purifier
 
