@@ -12,8 +12,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
+
+import s3fs
+from cli.shell import BLUR, invoke
+from click.testing import Result
+
+from zipcli.pipeline.remote import Store
+from zipcli.pipeline.url import Url
+
+STATE = "out/.zipcli"
+"""Where the state folder of `purify` lies in a bucket."""
 
 HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
 
@@ -32,6 +43,10 @@ class Fault:
     """Close the connection, and do nothing."""
     lose_answer: bool = False
     """Do it, and close the connection instead of an answer."""
+    belied: int | None = None
+    """Do it, and answer with this."""
+    last: Callable[[], object] | None = None
+    """Do this between the request and its answer."""
     cut: int | None = None
     """Close the connection after so many bytes of content."""
     first: Callable[[], object] | None = None
@@ -132,9 +147,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault.status, {}, b"", None)
             return
         status, headers, data = self._forward(body)
+        if fault.last:
+            fault.last()
         if fault.lose_answer:
             self.close_connection = True
             return
+        if fault.belied is not None:
+            status, headers, data = fault.belied, {}, b""
         self._send(status, headers, data, fault.cut)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _answer  # noqa: N815  # the names http.server looks for
@@ -164,3 +183,53 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[:cut])
         if cut is not None and cut < len(data):
             self.close_connection = True
+
+
+class Bucket:
+    """A bucket, by the paths of its objects."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.fs = name, s3fs.S3FileSystem(use_listings_cache=False)
+        self.fs.mkdir(name)
+        self.store = Store(Url(f"s3://{name}"))
+
+    def url(self, folder: str) -> str:
+        return f"s3://{self.name}/{folder}"
+
+    def fill(self, folder: Path, prefix: str = "in") -> None:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self[f"{prefix}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
+
+    def __setitem__(self, path: str, data: bytes) -> None:
+        self.store.put(path, data)
+
+    def __getitem__(self, path: str) -> bytes:
+        return self.store.read(path)
+
+    def under(self, prefix: str) -> dict[str, bytes]:
+        """Everything below a prefix, by what follows it."""
+        paths = [path.removeprefix(f"{self.name}/") for path in self.fs.find(f"{self.name}/{prefix}")]
+        return {path.removeprefix(f"{prefix}/"): self[path] for path in paths}
+
+    def listing(self, prefix: str) -> dict[str, tuple[str, Any]]:
+        """What a listing tells of everything below a prefix: ETag and time of the last write."""
+        found = self.fs.find(f"{self.name}/{prefix}", detail=True)
+        return {
+            path.removeprefix(f"{self.name}/{prefix}/"): (info["ETag"].strip('"'), info["LastModified"])
+            for path, info in found.items()
+        }
+
+    def etags(self, prefix: str) -> dict[str, str]:
+        """The ETags of everything below a prefix but the state folder."""
+        listed = self.listing(prefix).items()
+        return {path: etag for path, (etag, _) in listed if not path.startswith(".zipcli/")}
+
+    def tree(self, prefix: str = "out") -> dict[str, bytes]:
+        """The same without the state folder."""
+        return {path: data for path, data in self.under(prefix).items() if not path.startswith(".zipcli/")}
+
+
+def purify(bucket: Bucket, *words: str) -> Result:
+    """Purify `in` of a bucket into `out`, inside this process."""
+    return invoke("purify", bucket.url("in"), bucket.url("out"), "--json", *BLUR, *words)

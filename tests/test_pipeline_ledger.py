@@ -105,9 +105,18 @@ def test_an_output_stays_ours_when_its_input_fails_later(tmp_path: Path) -> None
 def test_a_start_that_failed_gives_a_foreign_name_back(tmp_path: Path) -> None:
     with ledger(tmp_path).open() as book:
         book.start([("a.jpg", "a.png", "in")], 0)
-        book.finish(Outcome(path="a.jpg", state="failed", reason=Reason.MASK_SIZE))
+        book.finish(Outcome(path="a.jpg", state="failed", reason=Reason.MASK_SIZE, in_sha256="in"))
     (tmp_path / "a.png").write_bytes(b"mine")
     assert decide(tmp_path) is Decision.REFUSE
+
+
+def test_an_output_from_a_crash_stays_ours_when_its_input_cannot_be_read_meanwhile(tmp_path: Path) -> None:
+    with ledger(tmp_path).open() as book:
+        book.start([("a.jpg", "a.png", "in")], 0)
+    (tmp_path / "a.png").write_bytes(b"out")
+    with ledger(tmp_path).open() as book:
+        book.finish(Outcome(path="a.jpg", state="failed", reason=Reason.UNREADABLE))
+    assert decide(tmp_path) is Decision.PURIFY
 
 
 def test_another_run_that_ended_before_the_lock_is_seen(tmp_path: Path) -> None:

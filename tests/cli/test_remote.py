@@ -5,11 +5,9 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 from cli.shell import (
     BLUR,
     PATIENCE,
@@ -24,70 +22,12 @@ from cli.shell import (
     tree,
     until,
 )
-from click.testing import Result
-from s3_server import S3, Fault
+from s3_server import S3, STATE, Bucket, Fault, purify
 
 from zipcli.errors import InputError, Reason
 from zipcli.pipeline import remote
-from zipcli.pipeline.remote import RemoteOutlet, Store
+from zipcli.pipeline.remote import RemoteOutlet
 from zipcli.pipeline.url import Url
-
-STATE = "out/.zipcli"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    with S3() as s3:
-        yield s3
-
-
-@pytest.fixture
-def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """The server without faults, and the environment that leads to it."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
-    server.faults, server.requests, server.pages = [], [], None
-    return server
-
-
-class Bucket:
-    """A bucket, by the paths of its objects."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.fs = name, s3fs.S3FileSystem(use_listings_cache=False)
-        self.fs.mkdir(name)
-        self.store = Store(Url(f"s3://{name}"))
-
-    def url(self, folder: str) -> str:
-        return f"s3://{self.name}/{folder}"
-
-    def fill(self, folder: Path, prefix: str = "in") -> None:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                self[f"{prefix}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
-
-    def __setitem__(self, path: str, data: bytes) -> None:
-        self.store.put(path, data)
-
-    def __getitem__(self, path: str) -> bytes:
-        return self.store.read(path)
-
-    def under(self, prefix: str) -> dict[str, bytes]:
-        """Everything below a prefix, by what follows it."""
-        paths = [path.removeprefix(f"{self.name}/") for path in self.fs.find(f"{self.name}/{prefix}")]
-        return {path.removeprefix(f"{prefix}/"): self[path] for path in paths}
-
-    def tree(self, prefix: str = "out") -> dict[str, bytes]:
-        """The same without the state folder."""
-        return {path: data for path, data in self.under(prefix).items() if not path.startswith(".zipcli/")}
-
-
-@pytest.fixture
-def bucket(s3: S3, request: pytest.FixtureRequest) -> Bucket:
-    """A bucket of this test alone."""
-    number = abs(hash(request.node.nodeid)) % 10**12
-    return Bucket(f"bucket-{number}")
 
 
 @pytest.fixture
@@ -97,10 +37,6 @@ def filled(here: Path, bucket: Bucket) -> Bucket:
     bucket.fill(here / "in")
     assert invoke("purify", "in", "local", *BLUR).exit_code == 0
     return bucket
-
-
-def purify(bucket: Bucket, *words: str) -> Result:
-    return invoke("purify", bucket.url("in"), bucket.url("out"), "--json", *BLUR, *words)
 
 
 def test_every_direction_gives_the_bytes_of_a_local_run(filled: Bucket, here: Path, s3: S3) -> None:

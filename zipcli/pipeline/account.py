@@ -133,7 +133,8 @@ class Account(ABC):
     def _refuse_collision(self, path: str, target: str) -> None:
         """Say so where what is in the way is the output of another input."""
         with self._write_lock:
-            owners = [other for other, record in self.records.items() if target in record.targets]
+            records = self.records.items()
+            owners = [other for other, record in records if other != path and target in record.targets]
         if owners:
             raise _collision(path, owners[0], target)
 

@@ -56,6 +56,7 @@ class Record:
         time: When that was written, in ISO 8601.
         output: The last one that was finished; it may be of another version of the input.
         claim: Where a run has started to write, and nobody knows how far it came; None when it has ended.
+        mark: What an object at `claim` is marked with if it is ours; None where nothing is marked.
         tar: Of an image in a tar shard, the path of the tar, whose record has the output.
     """
 
@@ -64,6 +65,7 @@ class Record:
     time: str | None = None
     output: Output | None = None
     claim: str | None = None
+    mark: str | None = None
     tar: str | None = None
 
     @property
@@ -123,22 +125,25 @@ class Records:
         """
         path, state = path_from_json(line, "path"), sys.intern(str(line["state"]))
         last = self.by_path.get(path)
-        output, claim = (last.output, last.claim) if last else (None, None)
+        output, claim, mark = (last.output, last.claim, last.mark) if last else (None, None, None)
         tar = sys.intern(path_from_json(line, "tar")) if "tar" in line else None
         if tar is not None:
             output, claim = None, None
         elif state == "started":
-            claim = path_from_json(line, "out_path")
+            claim, mark = path_from_json(line, "out_path"), _text(line.get("mark"))
         elif state in ("done", "passed"):
             output, claim = _output(line), None
-        elif state == "failed" and line.get("reason") != Reason.NOT_STORED:
-            claim = None  # nothing was written; of what a store did not answer for, nobody knows
+        elif state == "failed" and "in_sha256" in line and line.get("reason") != Reason.NOT_STORED:
+            # Nothing was written; but of what a store did not answer for, nobody knows, and an image that
+            # could not even be read was not begun again: what an earlier run has begun is still ours.
+            claim = None
         self.by_path[path] = Record(
             state=state,
             reason=_text(line.get("reason")),
             time=_text(line.get("time")),
             output=output,
             claim=claim,
+            mark=None if claim is None else mark,
             tar=tar,
         )
 

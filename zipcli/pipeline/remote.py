@@ -31,6 +31,13 @@ LONGEST_PAUSE = 10.0
 WHOLE_PUTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """Where an object appears whole or not at all; elsewhere, as with sftp, half of one could be seen."""
 
+ONE_PUT = 2**31
+"""Half of the bytes below which s3fs puts an object at once; a crash between several puts would leave
+parts that nobody sees and that cost money."""
+
+MARK = "zipcli-mark"
+"""Name of the mark of an object, in its metadata."""
+
 _S3_OPTIONS = {
     # One policy for all protocols: botocore shall not try again below ours.
     "config_kwargs": {"max_pool_connections": 256, "retries": {"total_max_attempts": 1, "mode": "standard"}},
@@ -95,6 +102,8 @@ def _as_os_error(error: Exception) -> tuple[OSError, bool]:
         return FileNotFoundError(errno.ENOENT, words), False
     if status == 412 or isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, words), False
+    if status == 501:
+        return OSError(errno.ENOTSUP, words), False
     number = getattr(error, "errno", None)
     if number == errno.ENAMETOOLONG:
         return OSError(number, words), False
@@ -138,6 +147,21 @@ class Item:
     is_folder: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is at a path.
+
+    Attributes:
+        size: Bytes; None where the store does not say.
+        tag: Another one after each write; None where the store has none.
+        mark: What it was marked with when it was written.
+    """
+
+    size: int | None
+    tag: str | None = None
+    mark: str | None = None
+
+
 @dataclass(frozen=True)
 class Store:
     """What lies below a URL; safe in threads, and it may be sent to another process.
@@ -155,6 +179,11 @@ class Store:
         root = _connect(self.url)[1]
         return f"{root}/{path}" if path else root
 
+    @property
+    def has_marks(self) -> bool:
+        """Whether an object can be marked, so that it is known again whatever its bytes are."""
+        return hasattr(self._fs, "call_s3")
+
     def contains(self, other: "Store") -> str | None:
         """Where the folder of another store lies below this one: "" for the same; None elsewhere."""
         if self._fs.protocol != other._fs.protocol:
@@ -168,7 +197,7 @@ class Store:
         Raises:
             FileNotFoundError: There is no such bucket; a folder that is not there is empty.
         """
-        if hasattr(self._fs, "call_s3"):
+        if self.has_marks:
             yield from self._list_s3(folder)
             return
         path = self._path(folder)
@@ -208,41 +237,104 @@ class Store:
         size = info.get("size")
         return size if isinstance(size, int) else None
 
+    def look(self, path: str, tries: int = TRIES) -> Seen:
+        """What is at a path.
+
+        Raises:
+            FileNotFoundError: Nothing.
+        """
+        if self.has_marks:
+            head = self._call_s3("head_object", path, tries)
+            mark = head.get("Metadata", {}).get(MARK)
+            return Seen(size=head["ContentLength"], tag=head.get("ETag"), mark=mark)
+        info = attempt(lambda: self._fs.info(self._path(path)), tries)
+        size = info.get("size")
+        return Seen(size=size if isinstance(size, int) else None)
+
+    def _call_s3(self, method: str, path: str, tries: int = TRIES, **words: str) -> Any:
+        bucket, key, _ = self._fs.split_path(self._path(path))
+        return attempt(lambda: self._fs.call_s3(method, Bucket=bucket, Key=key, **words), tries)
+
     def read(self, path: str, at_most: int | None = None, tries: int = TRIES) -> bytes:
         """The bytes of an object, or the first of them."""
         range_ = {} if at_most is None else {"start": 0, "end": at_most}
         data: bytes = attempt(lambda: self._fs.cat_file(self._path(path), **range_), tries)
         return data
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes, mark: str | None = None) -> None:
         """Write an object, whole, also over another."""
-        attempt(lambda: self._fs.pipe_file(self._path(path), data))
+        attempt(lambda: self._pipe(path, data, mark))
 
-    def create(self, path: str, data: bytes) -> None:
-        """Write an object that is not there yet; one with these very bytes counts as ours.
+    def _pipe(self, path: str, data: bytes, mark: str | None, **words: Any) -> None:
+        if self.has_marks:
+            words["chunksize"] = ONE_PUT
+        if self.has_marks and mark:
+            words["Metadata"] = {MARK: mark}
+        self._fs.pipe_file(self._path(path), data, **words)
+
+    def create(self, path: str, data: bytes, mark: str | None = None) -> None:
+        """Write an object that is not there yet.
+
+        One that has our mark is ours, and gives way where its bytes are others. Without a mark, or where
+        the store has none, one with these very bytes counts as ours.
 
         Raises:
             FileExistsError: There is another one.
         """
+        if not self._creates and attempt(lambda: self._fs.exists(self._path(path))):
+            there = self._unless_ours(path, data, mark)
+        else:
+            there = self._put_if(path, data, mark, mode="create")
+        if there and mark and there.mark == mark:
+            self.replace(path, data, there, mark)
+        elif there:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    def replace(self, path: str, data: bytes, seen: Seen, mark: str | None = None) -> None:
+        """Write over the object that was `seen` and, where the store can tell, over no other.
+
+        Raises:
+            FileExistsError: There is another one by now.
+            FileNotFoundError: There is none any more.
+        """
+        condition = {"IfMatch": seen.tag} if seen.tag else {}
         try:
-            if not self._creates and attempt(lambda: self._fs.exists(self._path(path))):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            attempt(lambda: self._fs.pipe_file(self._path(path), data, mode="create"))
+            there = self._put_if(path, data, mark, **condition)
+        except OSError as e:
+            if not condition or e.errno != errno.ENOTSUP:
+                raise
+            there = self._put_if(path, data, mark)
+        if there:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    def _put_if(self, path: str, data: bytes, mark: str | None, **condition: str) -> Seen | None:
+        """Put under a condition; what is in the way, or None.
+
+        An answer that gets lost is why we must look: the put has succeeded, and the next try, by us or by
+        a library below us, finds it in its way.
+        """
+        try:
+            attempt(lambda: self._pipe(path, data, mark, **condition))
         except PermissionError:
             raise
         except FileExistsError as e:
-            # The answer to a put that succeeded may be what was lost; unless we can look, nobody knows.
             try:
-                found = self.read(path, len(data) + 1)
-            except OSError as unseen:
+                return self._unless_ours(path, data, mark)
+            except OSError as unseen:  # nobody knows
                 raise OSError(errno.EIO, f"what is there cannot be read ({unseen.strerror})") from e
-            if found != data:
-                raise
         except OSError:
             with contextlib.suppress(OSError):
-                if self.read(path, len(data) + 1, tries=1) == data:
-                    return
+                if self._unless_ours(path, data, mark, tries=1) is None:
+                    return None
             raise
+        return None
+
+    def _unless_ours(self, path: str, data: bytes, mark: str | None, tries: int = TRIES) -> Seen | None:
+        """What is at a path, or None where that is what we wanted to put there."""
+        seen = self.look(path, tries)
+        if seen.size not in (None, len(data)) or (mark and self.has_marks and seen.mark != mark):
+            return seen
+        return None if self.read(path, len(data) + 1, tries) == data else seen
 
     @property
     def _creates(self) -> bool:
@@ -250,9 +342,22 @@ class Store:
         put = getattr(self._fs, "_pipe_file", self._fs.pipe_file)
         return "mode" in inspect.signature(put).parameters
 
-    def remove(self, path: str) -> None:
-        """Remove an object; that it is gone already is as good."""
-        with contextlib.suppress(FileNotFoundError):
+    def remove(self, path: str, seen: Seen | None = None) -> None:
+        """Remove an object; that it is gone already is as good.
+
+        Args:
+            path: Where it is.
+            seen: What it must be, where the store can tell; another one, which may have come when the
+                answer to our first try got lost, stays.
+        """
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            if seen and seen.tag:
+                try:
+                    self._call_s3("delete_object", path, IfMatch=seen.tag)
+                    return
+                except OSError as e:
+                    if e.errno != errno.ENOTSUP:
+                        raise
             attempt(lambda: self._fs.rm_file(self._path(path)))
 
 
@@ -304,13 +409,14 @@ class RemoteOutlet:
 
     url: Url
 
-    def publish(self, target: str, data: bytes, *, replace: bool) -> None:
+    def publish(self, target: str, data: bytes, *, replace: bool, mark: str | None = None) -> None:
         """Put one output under its name, whole or not at all.
 
         Args:
             target: Its path below the URL.
             data: The bytes, checked.
             replace: Whether what is there may be replaced.
+            mark: What tells this output from all that others put there; see `Store.create`.
 
         Raises:
             InputError: Something else is there and may not be replaced, the name is impossible, or the
@@ -325,9 +431,9 @@ class RemoteOutlet:
             raise no_name
         try:
             if replace:
-                store.put(target, data)
+                store.put(target, data, mark)
             else:
-                store.create(target, data)
+                store.create(target, data, mark)
         except FileExistsError as e:
             message = f"{name}: something that this run did not write is in the way"
             advice = "move it or choose another folder"

@@ -6,11 +6,14 @@ As in `ledger.py`, each step is stored before the next one begins, for each imag
     2. `publish`  one put of the whole output; it waits for that part, and the network does not
     3. `finish`   a later part says `done`, after two seconds at most
 
-`remote_records.py` says what lies in the state folder.
+Where the store can, an output is marked with what its `started` line says. So an output that nobody knows
+the end of, because of a crash or since the answer of the store got lost, is told from what others have put
+there meanwhile. `remote_records.py` says what lies in the state folder.
 """
 
 import contextlib
 import hashlib
+import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -91,7 +94,7 @@ class RemoteLedger(Account):
         self._store = Store(out)
         self._known = self._read()
         self._writer: PartWriter | None = None
-        self._tickets: dict[str, int] = {}
+        self._begun: dict[str, tuple[int, str | None]] = {}
 
     def _read(self) -> Records:
         """Read our lines, and those of the runs before there were shards."""
@@ -165,8 +168,18 @@ class RemoteLedger(Account):
     def start(self, images: Iterable[tuple[str, str, str]], seed: int | None) -> None:
         """Note (path, target, input digest) of images; their outputs wait until that is stored."""
         images = list(images)
-        for (path, _, _), line in zip(images, self._started(images, seed), strict=True):
-            self._tickets[path] = self._open_writer.add(as_line(self._stamped(line)), soon=True)
+        for (path, target, _), line in zip(images, self._started(images, seed), strict=True):
+            mark = self._mark(path, target)
+            line |= {"mark": mark} if mark else {}
+            ticket = self._open_writer.add(as_line(self._stamped(line)), soon=True)
+            self._begun[path] = ticket, mark
+
+    def _mark(self, path: str, target: str) -> str | None:
+        """What to mark an output with: what it may be marked with already, if a run was stopped."""
+        record = self.records.get(path)
+        if record and record.claim == target and record.mark:
+            return record.mark
+        return secrets.token_hex(8) if self._store.has_marks else None
 
     def publish(self, path: str, target: str, data: bytes) -> None:
         """Make an output appear whole under its name; its image is `started`.
@@ -176,14 +189,22 @@ class RemoteLedger(Account):
                 the way, the name is not possible there, or the store has failed again and again.
             OutputError: The folder cannot be written.
         """
-        may_replace = self.may_replace(path, target)
-        self._open_writer.wait(self._tickets.pop(path, None))
+        may_replace = self.may_replace(path, target) and not self._is_told_by_mark(path, target)
+        ticket, mark = self._begun.pop(path, (None, None))
+        self._open_writer.wait(ticket)
         try:
-            self.outlet.publish(target, data, replace=may_replace)
+            self.outlet.publish(target, data, replace=may_replace, mark=mark)
         except InputError as e:
             if e.reason is Reason.FOREIGN_OUTPUT:
                 self._refuse_collision(path, target)
             raise
+
+    def _is_told_by_mark(self, path: str, target: str) -> bool:
+        """Whether an output is ours only if it has our mark: no run is known to have finished it."""
+        record = self.records.get(path)
+        if self._overwrite or record is None or record.mark is None or record.claim != target:
+            return False
+        return record.output is None or record.output.path != target
 
     def finish(self, outcome: Outcome) -> None:
         """Note what became of an image; may be called from several threads."""
@@ -193,9 +214,14 @@ class RemoteLedger(Account):
 
     def retract(self, path: str, target: str, in_sha256: str | None) -> None:
         """Remove our own output of an input that now fails, where it is not of this very version."""
-        if self._is_outdated(path, target, in_sha256):
-            with telling(self.out, "cannot remove what is out of date"):
-                self._store.remove(target)
+        if not self._is_outdated(path, target, in_sha256):
+            return
+        record = self.records[path]
+        with telling(self.out, "cannot remove what is out of date"), contextlib.suppress(FileNotFoundError):
+            seen, output = self._store.look(target), record.output
+            is_finished = output is not None and (output.path, output.bytes) == (target, seen.size)
+            if is_finished or (record.claim == target and record.mark in (None, seen.mark)):
+                self._store.remove(target, seen)
 
     def sync(self) -> None:
         """Wait until every line is stored."""

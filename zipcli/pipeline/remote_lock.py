@@ -9,10 +9,13 @@ from dataclasses import asdict
 
 from zipcli.errors import LockedError, OutputError, shown
 from zipcli.pipeline.lock import is_gone, owner_from_json, refusal, this_process
-from zipcli.pipeline.remote import Store, telling
+from zipcli.pipeline.remote import TRIES, Store, telling
 
 SETTLE = 0.5
-"""Seconds after which of two runs that take over the same lock at once, one sees the other."""
+"""Seconds after which of two runs that take over the same lock at once, one sees the other.
+
+It is for stores that do not put under the condition that nobody has put since.
+"""
 
 
 @contextlib.contextmanager
@@ -39,14 +42,24 @@ def remotely_locked(
         OutputError: It cannot be made.
     """
     ours = json.dumps(asdict(this_process()) | {"token": secrets.token_hex(8)}).encode()
-    with telling(store.url, "cannot write there"):
-        previous = _acquire(store, path, ours, force=force, remedy=remedy)
+    try:
+        with telling(store.url, "cannot write there"):
+            previous = _acquire(store, path, ours, force=force, remedy=remedy)
+    except OutputError:
+        _release(store, path, ours, tries=1)  # it may be there, and this process lives on as its owner
+        raise
     try:
         yield previous
     finally:
-        with contextlib.suppress(OSError):  # then the next run finds out that we have ended
-            if store.read(path) == ours:
-                store.remove(path)
+        _release(store, path, ours)
+
+
+def _release(store: Store, path: str, ours: bytes, tries: int = TRIES) -> None:
+    """Remove our lock, and no other."""
+    with contextlib.suppress(OSError):  # then the next run finds out that we have ended
+        seen = store.look(path, tries)
+        if store.read(path, tries=tries) == ours:
+            store.remove(path, seen)
 
 
 def _acquire(store: Store, path: str, ours: bytes, *, force: bool, remedy: str) -> str | None:
@@ -55,23 +68,31 @@ def _acquire(store: Store, path: str, ours: bytes, *, force: bool, remedy: str) 
         try:
             store.create(path, ours)
         except FileExistsError:
-            try:
-                theirs = store.read(path)
-            except FileNotFoundError:  # let go of at this moment
-                continue
-            return _take_over(store, path, ours, theirs, force=force, remedy=remedy)
-        return None
+            with contextlib.suppress(FileNotFoundError):  # let go of at this moment
+                return _take_over(store, path, ours, force=force, remedy=remedy)
+        else:
+            return None
     raise OutputError(
         f"{shown(str(store.url))}: another run comes and goes there; run the same command again"
     )
 
 
-def _take_over(store: Store, path: str, ours: bytes, theirs: bytes, *, force: bool, remedy: str) -> str:
-    owner = owner_from_json(theirs)
+def _take_over(store: Store, path: str, ours: bytes, *, force: bool, remedy: str) -> str:
+    """Replace a lock that nobody holds.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    seen = store.look(path)  # before it is read: what has changed since is not replaced
+    owner = owner_from_json(store.read(path))
     if not (is_gone(owner, force=force) and (owner or force)):
         raise LockedError(refusal(owner, str(store.url), remedy))
-    store.put(path, ours)
+    beaten = LockedError(refusal(None, str(store.url), "run the same command again"))
+    try:
+        store.replace(path, ours, seen)
+    except FileExistsError as e:
+        raise beaten from e
     time.sleep(SETTLE)
     if store.read(path) != ours:
-        raise LockedError(refusal(None, str(store.url), "run the same command again"))
+        raise beaten
     return str(owner or "unknown")
