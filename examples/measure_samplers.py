@@ -31,20 +31,21 @@ from zipcli.images.write import psnr
 Pixels = np.ndarray
 
 CHAINS = (
-    ("zip", "ddim", 20),
-    ("zip", "warm", 20),
-    ("zip", "warm", 5),
-    ("zip", "decoupled", 5),
-    ("zip", "decoupled", 3),
-    ("nullspace", "warm", 20),
-    ("nullspace", "warm", 8),
-    ("nullspace", "warm", 5),
-    ("nullspace", "warm", 4),
-    ("nullspace", "warm", 3),
-    ("nullspace", "decoupled", 5),
-    ("nullspace", "decoupled", 3),
-    ("nullspace", "decoupled", 2),
+    ("zip", "ddim", "20", "10"),
+    ("zip", "warm", "5", "10"),
+    ("nullspace", "warm", "5", "10"),
+    ("nullspace", "warm", "3", "10"),
+    ("nullspace", "warm", "20", "10"),
+    ("nullspace", "warm", "8", "10"),
+    ("nullspace", "warm", "4", "10"),
+    ("nullspace", "warm", "2", "10"),
+    ("nullspace", "decoupled", "3", "10"),
+    ("nullspace", "decoupled", "2", "10"),
+    ("nullspace", "warm", "5", "100"),
+    ("nullspace", "warm", "5", "inf"),
+    ("nullspace", "warm", "3", "inf"),
 )
+"""Method, sampler, evaluations and lambda."""
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--transform", default="blur:2")
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--chains", help="such as zip/ddim/20,nullspace/decoupled/2")
+    parser.add_argument("--chains", help="such as zip/ddim/20/10,nullspace/warm/5/inf")
     options = parser.parse_args()
     found = list(pictures(data_folder() / "cifar10-test.zip", 1, options.images))
     clean, labels = [pixels for _, pixels in found], [CLASSES.index(name) for name, _ in found]
@@ -68,12 +69,13 @@ def main() -> None:
     classifier = load_classifier(options.classifier)
     print(f"{'chain':24}{'PSNR':>7}{'right':>7}{'CA':>7}{'ASR':>7}{'PA':>7}  ms/image")
     chains = [tuple(chain.split("/")) for chain in options.chains.split(",")] if options.chains else CHAINS
-    for method, sampler, steps in chains:
+    for method, sampler, steps, lambda_ in chains:
         purifier = Purifier.from_pretrained(
             options.model,
             method=method,
             sampler=sampler,
             steps=int(steps),
+            lambda_=float(lambda_),
             transforms=[options.transform],
             dtype=options.dtype,
         )
@@ -85,7 +87,8 @@ def main() -> None:
         rows = [victim.measure(purified, labels, purifier) for victim in victims.values()]
         shares = "".join(f"{100 * share:7.1f}" for share in np.mean(rows, axis=0)) if rows else " " * 21
         print(
-            f"{method}/{sampler}/{steps:<8}".ljust(24) + f"{quality:7.2f}{right:7.1f}{shares}{cost:10.1f}",
+            f"{method}/{sampler}/{steps}/{lambda_}".ljust(24)
+            + f"{quality:7.2f}{right:7.1f}{shares}{cost:10.1f}",
             flush=True,
         )
 

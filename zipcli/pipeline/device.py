@@ -1,6 +1,7 @@
 """Where the network runs, and what happens when it does not fit there."""
 
 import torch
+from torch import Tensor
 
 from zipcli.errors import ConfigError
 
@@ -23,6 +24,12 @@ def pick_device(name: str) -> torch.device:
     if (device.index or 0) >= available.get(device.type, 0):
         raise ConfigError(f"device: there is no {name} on this machine; use --device cpu or auto")
     return device
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """X on a device; a GPU fetches it from locked memory by itself, while we prepare what comes next."""
+    fetches = device.type == "cuda" and x.device.type == "cpu"
+    return x.pin_memory().to(device, non_blocking=True) if fetches else x.to(device)
 
 
 def every_device() -> list[str]:

@@ -30,7 +30,7 @@ from zipcli.models.compiled import compiled
 from zipcli.models.hub import Listener
 from zipcli.models.loading import load_model
 from zipcli.models.packed import for_inference, is_batch_invariant
-from zipcli.pipeline.device import is_device_lost, is_out_of_memory, pick_device
+from zipcli.pipeline.device import is_device_lost, is_out_of_memory, pick_device, to_device
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel
 from zipcli.protocols import EpsModel
 from zipcli.schedule import alpha_bars
@@ -276,7 +276,7 @@ class Purifier:
         if self.config.needs_model and self._model is None:
             raise ConfigError("this purifier has no model yet; build it with Purifier.from_config(config)")
         size = (x.shape[-2], x.shape[-1])
-        x = x.to(self.device)
+        x = to_device(x, self.device)
         side = self._model.side if self._model else max(size)
         fitted = fit(x, self.config.fit, side)
         noise = ImageNoise(self.config.seed, digests)
@@ -348,7 +348,7 @@ class ImageNoise:
     def __call__(self, x_t: Tensor, /) -> Tensor:
         """Draw N(0, I) like x_t, (N, C, H, W)."""
         drawn = [torch.randn(x_t.shape[1:], generator=g) for g in self._generators]
-        return torch.stack(drawn).to(x_t.device, x_t.dtype)
+        return to_device(torch.stack(drawn), x_t.device).to(x_t.dtype)
 
 
 def image_seed(seed: int, digest: bytes) -> int:
