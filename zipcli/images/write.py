@@ -138,18 +138,23 @@ def _check_encoded(data: bytes, pixels: Pixels, format: str, name: str) -> None:
         raise InputError(Reason.ENCODE_FAILED, f"{error} (this is the {format} just encoded)") from error
     if format == "WEBP" and pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
-    if decoded.shape != pixels.shape or psnr(decoded, pixels) < (
-        _PSNR_FLOOR if is_lossy(format) else math.inf
-    ):
+    if is_lossy(format):
+        is_same = decoded.shape == pixels.shape and psnr(decoded, pixels) >= _PSNR_FLOOR
+    else:
+        is_same = np.array_equal(decoded, pixels)
+    if not is_same:
         message = f"{name}: encoded as {format}, it is not the same picture any more"
         raise InputError(Reason.ENCODE_FAILED, f"{message}; choose png, or a higher quality")
+
+
+_SQUARES = np.arange(256, dtype=np.int64) ** 2
 
 
 def psnr(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio of two images of equal shape in decibels; infinite when equal."""
     # A histogram of differences needs no wide copy of the pixels.
     counts = ImageChops.difference(Image.fromarray(a), Image.fromarray(b)).histogram()
-    squares = sum(count * (level % 256) ** 2 for level, count in enumerate(counts))
+    squares = int(np.reshape(counts, (-1, 256)).sum(axis=0) @ _SQUARES)
     return 10 * math.log10(255**2 * a.size / squares) if squares else math.inf
 
 

@@ -363,9 +363,8 @@ def _is_blank(pixels: np.ndarray) -> bool:
 
 def _psnr(before: np.ndarray, after: np.ndarray) -> float | None:
     """PSNR in dB, rounded; None for equal or differently sized images."""
-    if before.shape != after.shape or np.array_equal(before, after):
-        return None
-    return round(psnr(before, after), 2)
+    decibels = psnr(before, after) if before.shape == after.shape else math.inf
+    return None if math.isinf(decibels) else round(decibels, 2)
 
 
 def _misnamed(path: str, image_format: str) -> tuple[str, ...]:
