@@ -52,7 +52,9 @@ def test_every_direction_gives_the_bytes_of_a_local_run(filled: Bucket, here: Pa
     assert filled.tree("in") == tree(here / "in")
     state = filled.under(STATE)
     names = sorted(name.rpartition("/")[2] for name in state)
-    assert names == ["000003.jsonl", "begun", "run.json"], "the parts were not joined, or the lock is there"
+    part, *others = names  # its number says how many there were, which is a matter of time
+    assert part.endswith(".jsonl")
+    assert others == ["begun", "run.json"], "the parts were not joined, or the lock is there"
     assert "run.json" in state
 
 
