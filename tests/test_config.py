@@ -113,7 +113,7 @@ def test_settings_are_frozen() -> None:
 
 def test_the_defaults_are_the_documented_ones() -> None:
     config = purify_config()
-    assert (config.method, config.sampler, config.steps) == ("nullspace", "warm", 5)
+    assert (config.method, config.sampler, config.steps) == ("nullspace", "warm", 3)
     assert config.transforms == ("blur",)
     assert (config.grid, config.eta, config.seed, config.clip_x0) == ("official", 1.0, 1234, False)
 
@@ -142,16 +142,16 @@ def test_a_method_takes_the_settings_it_uses() -> None:
     ("given", "chosen"),
     [
         ({"transforms": ["blur:2", "gray"]}, ("zip", "ddim", 20)),
-        ({"transforms": ["blur:2+gray"]}, ("nullspace", "warm", 5)),
+        ({"transforms": ["blur:2+gray"]}, ("nullspace", "warm", 3)),
         ({"method": "zip"}, ("zip", "warm", 5)),
         ({"steps": 7}, ("nullspace", "warm", 7)),
-        ({"eta": 1.0}, ("nullspace", "warm", 5)),
-        ({"lambda_": 10.0}, ("nullspace", "warm", 5)),
+        ({"eta": 1.0}, ("nullspace", "warm", 3)),
+        ({"lambda_": 10.0}, ("nullspace", "warm", 3)),
         ({"lambda_": 10.0, "grid": "paper"}, ("zip", "ddim", 20)),
         ({"transforms": ["blur:2", "gray"], "eta": 0.5}, ("zip", "ddim", 20)),
         ({"grid": "official", "eta": 0.5}, ("zip", "ddim", 20)),
         ({"sampler": "ddim"}, ("zip", "ddim", 20)),
-        ({"method": "nullspace", "sampler": "multistep"}, ("nullspace", "multistep", 5)),
+        ({"method": "nullspace", "sampler": "multistep"}, ("nullspace", "multistep", 3)),
         ({"variant": "paper-alg2"}, ("zip", "ddim", 20)),
     ],
     ids=str,
@@ -191,6 +191,9 @@ def test_a_model_decides_where_nobody_chose_a_method() -> None:
     elsewhere = purify_config(model="m.safetensors", eta=0.5).changed(device="cuda:1", dtype="float32")
     assert (elsewhere.method, elsewhere.sampler, elsewhere.device) == ("nullspace", "warm", "cuda:1")
     assert elsewhere.for_model(knows_partial_noise=False).method == "zip"
+    assert elsewhere.for_model(knows_partial_noise=False).steps == 5
+    counted = purify_config(model="m.safetensors", steps=2).changed(seed=4)
+    assert counted.for_model(knows_partial_noise=False).steps == 2
     chosen = purify_config(model="m.safetensors", method="nullspace")
     assert chosen.changed(device="cpu").for_model(knows_partial_noise=False).method == "nullspace"
     assert chosen.for_model(knows_partial_noise=False) is chosen

@@ -47,9 +47,15 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "blur": frozenset({"transforms", "device", "batch_size"}),
 }
 
-STEPS: Mapping[str, int] = {"ddim": 20, "warm": 5, "decoupled": 5, "multistep": 5}
-"""Steps where nobody says how many: of those that begin near the image the fewest that are as good as 20
-(examples/measure_samplers.py)."""
+DDIM_STEPS = 20
+"""Steps of the published chain where nobody says how many (ZIP, section 4)."""
+
+STEPS: Mapping[str, int] = {"nullspace": 3, "zip": 5, "blur": DDIM_STEPS}
+"""The same of the chains that begin near the image: the fewest that are as good as the published one, or for
+zip nearly so (examples/measure_samplers.py)."""
+
+_LEFT_TO_US: Mapping[str, Any] = {"method": "auto", "steps": 0}
+"""The values of what a model has still a say in, where nobody has chosen."""
 
 # Published settings by name. A variant fixes the values in its row.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -246,7 +252,7 @@ class PurifyConfig(MethodConfig):
         method: Name of the method; auto is nullspace for one transform and a prior that was trained for it,
             which `for_model` is told, and zip otherwise.
         sampler: As in `MethodConfig`; auto is warm, and ddim for several transforms.
-        steps: Likewise; 0 is 20 with ddim, and else 5.
+        steps: Likewise; 0 is 20 with ddim, and else 3 of nullspace and 5 of zip.
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
             and applied left to right; the corrections of several values are averaged.
         variant: A published group of settings, or None.
@@ -279,8 +285,8 @@ class PurifyConfig(MethodConfig):
     seed: int = 1234
     offline: bool = False
 
-    _is_open: ClassVar[bool] = False
-    """Whether nobody chose the method, and the model has still a say in it."""
+    _open: ClassVar[frozenset[str]] = frozenset()
+    """What nobody chose, and the model has still a say in."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -307,7 +313,10 @@ class PurifyConfig(MethodConfig):
             fits = len(self.transforms) == 1 and said <= METHOD_SETTINGS["nullspace"]
             fits = fits and self.sampler in ("auto", *METHOD_SAMPLERS["nullspace"])
             object.__setattr__(self, "method", "nullspace" if fits else "zip")
-            object.__setattr__(self, "_is_open", fits)
+            if fits:
+                object.__setattr__(
+                    self, "_open", frozenset({"method"} if self.steps else {"method", "steps"})
+                )
         samplers = METHOD_SAMPLERS[self.method]
         if not samplers:  # no chain, and what belongs to one is what PurifyConfig has: nothing
             object.__setattr__(self, "sampler", "ddim")
@@ -330,15 +339,15 @@ class PurifyConfig(MethodConfig):
         for name in said - SAMPLER_SETTINGS[self.sampler]:
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
         if self.steps == 0:
-            object.__setattr__(self, "steps", STEPS[self.sampler])
+            object.__setattr__(self, "steps", DDIM_STEPS if self.sampler == "ddim" else STEPS[self.method])
 
     def changed(self, **changes: Any) -> "PurifyConfig":
         """The same with other values; unlike with `replace`, a method that nobody chose stays open."""
-        return replace(self, **({"method": "auto"} if self._is_open else {}) | changes)
+        return replace(self, **{name: _LEFT_TO_US[name] for name in self._open} | changes)
 
     def for_model(self, *, knows_partial_noise: bool) -> "PurifyConfig":
         """The same; or with zip, where nobody chose nullspace and the model was not trained for it."""
-        return replace(self, method="zip") if self._is_open and not knows_partial_noise else self
+        return self.changed(method="zip") if self._open and not knows_partial_noise else self
 
     def _check_variant(self) -> None:
         """A variant is a name for values, not a switch: the values must be there."""
