@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--method", default="zip", choices=("zip", "nullspace"))
     parser.add_argument("--sampler", default="auto", help="of the method")
     parser.add_argument("--steps", type=int, default=0, help="0 for as many as the sampler needs")
-    parser.add_argument("--lambda", dest="lambda_", type=float, help="of zip with --sampler ddim")
+    parser.add_argument("--lambda", dest="lambda_", type=float, help="10 by default")
     parser.add_argument("--posterior-mean", type=int, metavar="K", help="no method, but K evaluations")
     parser.add_argument("--classifier", type=Path, metavar="FILE")
     parser.add_argument("--seed", type=int, default=1234)

@@ -107,8 +107,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=click.IntRange(min=0),
     default=PurifyConfig.steps,
     show_default=True,
-    help="Steps of the chain; each costs an evaluation of the network. 0 is 3 for nullspace, 5 for zip, and 20 "
-    "with --sampler ddim.",
+    help="Steps of the chain; each costs an evaluation of the network. 0 is 3 for nullspace, 5 for zip, and "
+    "20 with --sampler ddim.",
 )
 @click.option(
     "--lambda",
