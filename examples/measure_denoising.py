@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     baselines = load_baselines() if options.baseline_images or options.baseline_photos else {}
-    model = load_model(options.model, torch.device("cpu")).model
+    model = load_model(options.model, torch.device("cpu"), "float32").model
     sets = (
         ("cifar10-test", 1, 32, options.images, options.baseline_images),
         ("photos-256", HELD_OUT, 256, options.photos, options.baseline_photos),

@@ -162,7 +162,7 @@ class PosteriorMean:
     def __init__(self, model: str, transforms: list[str], evaluations: int, seed: int) -> None:
         """Load the prior and build the operators."""
         self.device = pick_device("auto")
-        prior = load_model(model, self.device).model
+        prior = load_model(model, self.device, "float32").model
         side = prior.native_side or DEFAULT_WINDOW
         self.model = WindowedModel(prior, side, min(DEFAULT_OVERLAP, side // 2))
         self.operators = tuple(make_operator(text, no_mask) for text in transforms)

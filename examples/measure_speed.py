@@ -165,7 +165,7 @@ def compare(network: str, contenders: list[Contender], options: argparse.Namespa
 
 def of_loops(options: argparse.Namespace) -> list[Contender]:
     """What zipcli and the loops do, all with the same weights; zipcli's defaults come first."""
-    prior = Counting(load_model(options.model, CPU).model)
+    prior = Counting(load_model(options.model, CPU, "float32").model)
     images, few = cifar(options.images), cifar(options.slow_images)
     generator = torch.Generator().manual_seed(SEED)
 
@@ -189,9 +189,8 @@ def of_loops(options: argparse.Namespace) -> list[Contender]:
     ]
     return [
         zipcli("zipcli, defaults"),
-        zipcli("zipcli, bfloat16", dtype="bfloat16"),
-        zipcli("zipcli, 2 evaluations", sampler="decoupled", steps=2),
-        zipcli("zipcli, variant official", variant="official"),
+        zipcli("zipcli, float32", dtype="float32"),
+        zipcli("zipcli, variant official, float32", variant="official", dtype="float32"),
         *(
             contender(name, given, partial(loop, eps_model=prior, noise=noise))
             for usable, name, given, loop in loops
@@ -227,17 +226,21 @@ def of_diffusers(folder: Path, count: int, steps: int) -> list[Contender]:
     disable_progress_bar()  # of loading; that of drawing has its own switch
     torch.manual_seed(SEED)
     DDIMPipeline(UNet2DModel(**DDPM_CIFAR10), DDIMScheduler(clip_sample=False)).save_pretrained(folder)
-    pipeline = DDIMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-    pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(SEED)
     images = cifar(count)
 
-    def diffusers() -> float:
-        drawn = pipeline(
-            batch_size=count, generator=generator, eta=1.0, num_inference_steps=steps, output_type="np"
-        )
-        assert drawn.images.shape == (count, SIDE, SIDE, 3)
-        return steps * count
+    def diffusers(name: str, dtype: torch.dtype) -> Contender:
+        pipeline = DDIMPipeline.from_pretrained(folder, low_cpu_mem_usage=False, torch_dtype=dtype)
+        pipeline.set_progress_bar_config(disable=True)
+
+        def draw() -> float:
+            drawn = pipeline(
+                batch_size=count, generator=generator, eta=1.0, num_inference_steps=steps, output_type="pt"
+            )
+            assert drawn.images.shape == (count, 3, SIDE, SIDE)
+            return steps * count
+
+        return Contender(name, count, draw)
 
     def zipcli(name: str, dtype: str) -> Contender:
         settings = {"transforms": ("gray", "blur:2"), "steps": steps, "batch_size": count, "dtype": dtype}
@@ -248,7 +251,8 @@ def of_diffusers(folder: Path, count: int, steps: int) -> list[Contender]:
     return [
         zipcli("zipcli, gray and blur:2", "float32"),
         zipcli("zipcli, bfloat16", "bfloat16"),
-        Contender("diffusers' DDIMPipeline", count, diffusers),
+        diffusers("diffusers' DDIMPipeline", torch.float32),
+        diffusers("diffusers, bfloat16", torch.bfloat16),
     ]
 
 

@@ -297,10 +297,9 @@ def test_the_script_times_all_contenders_on_one_network_and_counts_what_they_ask
     peers = {row["name"]: row for row in rows if row["network"] != "builtin"}
     asked = {name: row["evaluations"] for name, row in loops.items()}
     assert asked == {
-        "zipcli, defaults": 5,
-        "zipcli, bfloat16": 5,
-        "zipcli, 2 evaluations": 2,
-        "zipcli, variant official": 20,
+        "zipcli, defaults": 3,
+        "zipcli, float32": 3,
+        "zipcli, variant official, float32": 20,
         "ZIP's loop, on canvases": 320,  # 4 images have the canvas of 64 to themselves
         "ZIP's loop, native": 20,
         "DiffPure's loop": 100,
@@ -311,6 +310,7 @@ def test_the_script_times_all_contenders_on_one_network_and_counts_what_they_ask
         "zipcli, gray and blur:2": 8,
         "zipcli, bfloat16": 8,
         "diffusers' DDIMPipeline": 8,
+        "diffusers, bfloat16": 8,
     }
     for row in rows:
         assert row["images_per_s"] * row["wall_s"] == pytest.approx(1)

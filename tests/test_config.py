@@ -205,6 +205,19 @@ def test_the_class_refuses_what_its_sampler_would_ignore() -> None:
     assert PurifyConfig(grid="paper").sampler == "ddim"
 
 
+@pytest.mark.parametrize(
+    ("transform", "sampler", "lambda_"),
+    [
+        *(("blur:2", "auto", 10.0), ("mask:m.png", "auto", math.inf), ("identity", "decoupled", math.inf)),
+        *(("mask:m.png", "ddim", 10.0), ("mask:m.png+gray", "auto", 10.0)),
+    ],
+)
+def test_pixels_that_somebody_trusts_are_held_exactly(transform: str, sampler: str, lambda_: float) -> None:
+    config = purify_config(transforms=transform, sampler=sampler)
+    assert config.lambda_ == config.changed(seed=3).lambda_ == lambda_
+    assert purify_config(transforms=transform, sampler=sampler, lambda_=2.0).lambda_ == 2
+
+
 def test_every_sampler_takes_a_lambda() -> None:
     for given in (0.0, 10.0, math.inf):
         for sampler in ("ddim", "warm", "decoupled"):

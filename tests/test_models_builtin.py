@@ -182,6 +182,21 @@ def test_ours_is_short_where_that_saves_time_and_a_published_one_on_a_gpu() -> N
     assert [fitting_dtype(published, place) for place in (CPU, gpu)] == ["float32", "float16"]
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({}, False), ({"avx512_f": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)],
+    ids=str,
+)
+def test_a_processor_says_whether_it_multiplies_in_bfloat16(
+    capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert multiplies_bfloat16.__wrapped__() == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as before PyTorch had it
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: expected)
+    assert multiplies_bfloat16.__wrapped__() == expected
+
+
 def test_the_builtin_prior_is_small_pinned_and_says_what_it_is() -> None:
     files = find_model("builtin")
     assert files.verify() == {"weights": CATALOG["builtin"].sha256}

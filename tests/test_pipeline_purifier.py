@@ -269,7 +269,7 @@ def test_a_mask_refills_what_is_black_and_keeps_the_rest(tmp_path: Path) -> None
     mask = np.full((12, 10), 255, np.uint8)
     mask[2:6, 3:7] = 0
     PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
-    purifier = Purifier.from_pretrained(transforms=[f"mask:{tmp_path / 'mask.png'}"], lambda_=float("inf"))
+    purifier = Purifier.from_pretrained(transforms=[f"mask:{tmp_path / 'mask.png'}"])
     pixels = picture()
     pixels[2:6, 3:7] = (255, 0, 0)
     clean = purifier.purify_pixels([pixels])[0]

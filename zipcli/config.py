@@ -47,6 +47,12 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "blur": frozenset({"transforms", "device", "batch_size"}),
 }
 
+OF_THE_TRANSFORM = -math.inf
+"""A lambda that is left to the transform."""
+
+KEEPS_PIXELS = ("mask:", "identity")
+"""Transforms that keep pixels as they are, because somebody trusts them: no faint trigger is in those."""
+
 DDIM_STEPS = 20
 """Steps of the published chain where nobody says how many (ZIP, section 4)."""
 
@@ -252,6 +258,7 @@ class PurifyConfig(MethodConfig):
         method: Name of the method; auto is nullspace for one transform and a prior that was trained for it,
             which `for_model` is told, and zip otherwise.
         sampler: As in `MethodConfig`; auto is warm, and ddim for several transforms.
+        lambda_: Likewise; left out it is 10, and infinite for one transform that keeps pixels as they are.
         steps: Likewise; 0 is 20 with ddim, and else 3 of nullspace and 5 of zip.
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
             and applied left to right; the corrections of several values are averaged.
@@ -272,6 +279,7 @@ class PurifyConfig(MethodConfig):
     method: str = "auto"
     sampler: str = "auto"
     steps: int = 0
+    lambda_: float = OF_THE_TRANSFORM
     transforms: tuple[str, ...] = ("blur",)
     variant: str | None = None
     model: str = "builtin"
@@ -333,11 +341,15 @@ class PurifyConfig(MethodConfig):
         # them keeps; only the published chain lets go of it in time.
         check(
             not samplers or self.sampler == "ddim" or len(self.transforms) <= 1,
-            f"sampler: {self.sampler} takes one transform, for it ends where A x is exact; join them to "
+            f"sampler: {self.sampler} takes one transform, as it keeps what any keeps; join them to "
             f"{'+'.join(self.transforms)}, or use --method zip --sampler ddim",
         )
         for name in said - SAMPLER_SETTINGS[self.sampler]:
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
+        if self.lambda_ == OF_THE_TRANSFORM:
+            transform = "".join(self.transforms[:1])
+            exact = self.sampler != "ddim" and transform.startswith(KEEPS_PIXELS) and "+" not in transform
+            object.__setattr__(self, "lambda_", math.inf if exact else MethodConfig.lambda_)
         if self.steps == 0:
             object.__setattr__(self, "steps", DDIM_STEPS if self.sampler == "ddim" else STEPS[self.method])
 

@@ -54,14 +54,13 @@ def started(pid: int) -> str | None:
         # Behind the name, which may hold anything: fields 9 (flags) and 22 (ticks from boot to start).
         words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if int(words[6]) & _EXITING else words[19].decode() + _boot()
+    except FileNotFoundError:  # none, or hidden from us, or a system without /proc
+        pass
     except ProcessLookupError:  # it ended while we read
         return None
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):  # noqa: PTH112
-            return None
     except OSError:
         return "unknown"
-    try:  # a system without /proc
+    try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None

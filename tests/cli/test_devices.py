@@ -247,6 +247,21 @@ def test_a_bad_image_and_a_foreign_file_cost_no_other(here: Path) -> None:
     assert [line["state"] for line in images(again.stdout).values()] == ["done"]
 
 
+@pytest.mark.parametrize("engine", [(), TWO], ids=["one", "two"])
+def test_nobody_elses_file_is_taken_for_the_output_of_an_image_that_was_never_read(
+    here: Path, engine: tuple[str, ...]
+) -> None:
+    words = ("purify", "in", "out", "--method", "blur", "--max-bytes", "4000", *engine)
+    picture(here / "in" / "b.png")
+    (here / "in" / "a.png").write_bytes(b"x" * 5000)
+    assert invoke(*words).exit_code == 3
+    (here / "out" / "a.png").write_bytes(b"the user's own")
+    picture(here / "in" / "a.png")
+    result = invoke(*words)
+    assert result.exit_code == 2, result.stderr
+    assert (here / "out" / "a.png").read_bytes() == b"the user's own"
+
+
 def test_an_image_that_has_become_bad_loses_its_output(here: Path) -> None:
     pictures(here / "in", 2)
     words = ("purify", "in", "out", "--method", "blur", *TWO)

@@ -245,7 +245,7 @@ def test_an_output_below_a_file_exits_5_and_is_named(here: Path) -> None:
         (["-t", "mask"], ["mask", "mask:"]),
         (["-t", "mask:nowhere.png"], ["mask", "nowhere.png"]),
         (["-t", "mask:in"], ["mask", "in: "]),
-        (["--lambda", "-1"], ["--lambda"]),
+        (["--lambda", "-1"], ["lambda"]),
         (["--lambda", "nan"], ["lambda"]),
         (["--lambda", "x"], ["--lambda"]),
         (["--eta", "nan"], ["eta"]),

@@ -53,7 +53,7 @@ SHOWN = [name for name in PIXEL_OPTIONS if name != "batch_size"]
 @click.option(
     "--peers",
     is_flag=True,
-    help="After each row let diffusers' DDIMPipeline and our sampler take turns on the network, without "
+    help="After all rows let diffusers' DDIMPipeline and our sampler take turns on the network, without "
     "files, with equal batches and evaluations; diffusers must be installed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line on standard output.")
@@ -81,6 +81,8 @@ def bench(
     from zipcli.pipeline.bench import Bench
 
     bench = Bench(config)
+    if peers:
+        bench.check_peers(sizes)
     bench.count(sizes)
     facts = {
         **{"device": str(bench.device), "dtype": str(bench.dtype).removeprefix("torch.")},
@@ -105,15 +107,16 @@ def bench(
                 click.echo(_line(row))
                 shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row.shares.items())
                 click.echo(f"{'':10}{shares}")
-            if peers:
-                peer = bench.beside(size, batch_size, seconds, stop.check)
-                if as_json:
-                    emit("bench_peer", **peer.as_json())
-                else:
-                    click.echo(
-                        f"{'':10}without files {peer.zipcli_images_per_s:.3g} images/s, diffusers' "
-                        f"DDIMPipeline {peer.diffusers_images_per_s:.3g}: {peer.ratio:.2f} times as many"
-                    )
+    for size in sizes if peers else ():  # after all rows, whose memory they would add to
+        for batch_size in batch_sizes or (None,):
+            peer = bench.beside(size, batch_size, seconds, stop.check)
+            if as_json:
+                emit("bench_peer", **peer.as_json())
+            else:
+                click.echo(
+                    f"{size:>8}  {peer.batch_size:>8}  no files: {peer.zipcli_images_per_s:.3g} images/s, "
+                    f"diffusers' DDIMPipeline {peer.diffusers_images_per_s:.3g}: {peer.ratio:.2f} times"
+                )
     return ExitCode.DONE
 
 

@@ -113,9 +113,9 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 @click.option(
     "--lambda",
     "lambda_",
-    type=click.FloatRange(min=0),
+    type=float,
     default=PurifyConfig.lambda_,
-    show_default=True,
+    show_default="10; inf for a mask",
     help="How long the image is held to what the transforms kept: a finite one lets go in the last steps, "
     "and so of a faint trigger; inf holds on exactly, to the end; 0 never corrects.",
 )

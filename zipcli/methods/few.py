@@ -1,4 +1,4 @@
-"""Chains of few evaluations: they begin near the image, and what they end with agrees with A x.
+"""Chains of few evaluations: they begin near the image.
 
 A chain from pure noise spends most of its steps on finding again what A x tells already. Here the first
 state is A+ A x under as much noise as hides what A removes from images, every estimate of the clean image
@@ -77,7 +77,6 @@ def restore(
         eps = eps_model(state / math.sqrt(1 + sigma**2), t)[:, : eps_model.channels]
         before, x_0 = x_0, state - sigma * eps
         x_0 = x_0 + confidence(1 / (1 + sigma**2), config.lambda_) * correction(x_0)
-        eps = covered(eps)
         if not following:
             state = x_0
         elif config.sampler == "decoupled":
@@ -88,7 +87,7 @@ def restore(
                 # With equal steps on a logarithmic scale the extrapolation goes half a step ahead.
                 estimate = x_0 + (x_0 - before) / 2
             fresh = config.eta * following * math.sqrt(1 - (following / sigma) ** 2)
-            state = estimate + math.sqrt(following**2 - fresh**2) * eps + fresh * covered(noise(x))
+            state = estimate + math.sqrt(following**2 - fresh**2) * covered(eps) + fresh * covered(noise(x))
         watch.see(step, state)
     watch.refuse(timesteps)
     return state

@@ -1,4 +1,4 @@
-"""Nullspace: what the transforms keep stays exact, and only what they remove is drawn anew.
+"""Nullspace: what the transforms keep is known without noise, and only what they remove is drawn anew.
 
 A chain of `few.py` with noise in nothing but what all transforms remove, so that it draws from the clean
 images that agree with A of the input. DDNM (Wang et al. 2023) and ZIP with an infinite lambda correct the

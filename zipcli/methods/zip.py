@@ -39,7 +39,8 @@ def purify(
         noise: As the sampler needs it.
 
     Returns:
-        Purified images, (N, C, H, W), not clipped. With an infinite lambda their A x is that of the input.
+        Purified images, (N, C, H, W), not clipped. With an infinite lambda and one
+        transform their A x is that of the input.
 
     Raises:
         ConfigError: The grid does not start at pure noise.

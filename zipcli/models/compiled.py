@@ -90,6 +90,8 @@ def _failures(device: torch.device, check_stop: Callable[[], None]) -> Iterator[
             yield
     except TorchDynamoException as e:
         check_stop()
+        if "out of memory" in str(e).lower():
+            raise  # that says nothing of compiling; whoever called makes the batch smaller
         cause = shown(" ".join(str(e).partition("\n\n")[0].split())[:300])
         raise ConfigError(
             f"compile: PyTorch cannot compile the network for {device.type} ({cause}); it needs "

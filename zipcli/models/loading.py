@@ -94,8 +94,11 @@ def fitting_dtype(network: nn.Module, device: torch.device) -> str:
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16; not known of all kinds."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return older is not None and bool(older())
 
 
 def _serve(network: nn.Module, design: Design, dtype: torch.dtype) -> Prior | UNetPrior:

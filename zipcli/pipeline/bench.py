@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from zipcli.config import DetectConfig, FolderConfig, PurifyConfig
+from zipcli.config import DetectConfig, FolderConfig, PurifyConfig, check
 from zipcli.methods.grids import chain
 from zipcli.models.compiled import compiled
 from zipcli.models.loading import LoadedModel, load_model
@@ -37,7 +38,7 @@ from zipcli.pipeline.detection import open_detector
 from zipcli.pipeline.folder import FolderRun, Item, Loaded
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome
-from zipcli.pipeline.peers import DiffusersDDIM
+from zipcli.pipeline.peers import DiffusersDDIM, import_diffusers
 from zipcli.pipeline.plan import Entry, Plan
 from zipcli.pipeline.purifier import Purifier
 from zipcli.pipeline.windows import WindowedModel
@@ -209,11 +210,13 @@ class Bench:
     """Measures one set of settings on several sizes.
 
     Attributes:
-        peaks: What the machine reaches at best; measured when the bench is built.
+        device: Where it runs.
+        config: The settings, with what the model has to say.
+        dtype: Precision of the network.
     """
 
     def __init__(self, config: PurifyConfig) -> None:
-        """Load the model and measure the peaks.
+        """Load the model.
 
         Raises:
             ConfigError: The settings do not fit.
@@ -232,7 +235,27 @@ class Bench:
             self._side, self._overlap = window
         self.config = config
         self.dtype = dtype
-        self.peaks = measure_peaks(self.device, dtype)
+
+    @cached_property
+    def peaks(self) -> Peaks:
+        """What the machine reaches at best; measured when it is asked for first."""
+        return measure_peaks(self.device, self.dtype)
+
+    def check_peers(self, sizes: Sequence[int]) -> None:
+        """Refuse what diffusers cannot do as we do.
+
+        Raises:
+            ConfigError: It is missing, an image is more than one window, or the chain has more evaluations
+                than the model has timesteps.
+        """
+        import_diffusers()
+        timesteps = self._plain.schedule.timesteps
+        check(self._evaluations() <= timesteps, f"--peers: diffusers takes {timesteps} steps at most")
+        for size in sizes:
+            check(
+                size <= self._side and self._plain.native_side in (None, size),
+                f"--peers: size {size} is not one image of the network; give --size {self._side}",
+            )
 
     def count(self, sizes: Sequence[int]) -> None:
         """Count the operations at some sizes; a network laid out for inference cannot be counted any more."""
@@ -292,7 +315,7 @@ class Bench:
         """Let diffusers and our sampler take turns.
 
         Args:
-            size: Side of the images, in pixels; a network for one size draws that in diffusers.
+            size: Side of the images, in pixels; see `check_peers`.
             batch_size: Images in a batch; None to leave it to the purifier.
             seconds: About how long it may take.
             check_stop: Called between the turns; it may raise to stop.

@@ -346,7 +346,7 @@ class CrewRun(contextlib.AbstractContextManager["CrewRun"]):
         if differing:
             raise ConfigError(
                 f"{place.hand.name}: would purify with another {', '.join(map(shown, differing))} than the "
-                "others; set it, or take devices of one kind"
+                "others; set it (--dtype float32 runs everywhere), or take devices of one kind"
             )
         self._unit_images = max(self._unit_images, ready.batch)
         place.is_ready = True

@@ -39,6 +39,21 @@ class AsUNet2D(nn.Module):
         return SimpleNamespace(sample=eps[:, : self.model.channels])
 
 
+def import_diffusers() -> Any:
+    """Import the library.
+
+    Raises:
+        ConfigError: It is missing.
+    """
+    try:
+        with _calm():
+            diffusers = import_module("diffusers")
+            diffusers.utils.logging.set_verbosity_error()
+    except ImportError as e:
+        raise ConfigError(f"--peers: {shown(str(e))}; pip install diffusers, or leave it out") from e
+    return diffusers
+
+
 class DiffusersDDIM:
     """Draws images with diffusers' DDIMPipeline.
 
@@ -53,23 +68,17 @@ class DiffusersDDIM:
             config: Names it.
             device: Where it runs.
             dtype: Precision of the network.
-            side: Side of the images; a network for one size draws that.
+            side: Side of the images.
 
         Raises:
             ConfigError: Diffusers is missing.
             ModelError: The model cannot be had.
         """
-        try:
-            with _calm():
-                diffusers: Any = import_module("diffusers")
-                diffusers.utils.logging.set_verbosity_error()
-        except ImportError as e:
-            message = f"--peers: {shown(str(e))}; pip install diffusers, or leave it out"
-            raise ConfigError(message) from e
+        diffusers = import_diffusers()
         name = str(dtype).removeprefix("torch.")
         model = load_model(config.model, device, name, offline=config.offline).model
         files = find_model(config.model, Listener(), offline=config.offline)
-        network: Any = AsUNet2D(model, model.native_side or side, device)
+        network: Any = AsUNet2D(model, side, device)
         if files.config and files.config.parent / SAFE_WEIGHTS == files.weights:
             network = diffusers.UNet2DModel.from_pretrained(
                 files.config.parent, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True

@@ -238,7 +238,7 @@ class Purifier:
         if self.fingerprint_parts.get("dtype") not in ("bfloat16", "float16"):
             return None
         if self._in_float32 is None:
-            self._in_float32 = Purifier.from_config(self.config.changed(dtype="float32"))
+            self._in_float32 = Purifier.from_config(self.config.changed(dtype="float32", compile=False))
             if self._model is not None:
                 self._in_float32.stop_with(self._model.before_call)
         return self._in_float32

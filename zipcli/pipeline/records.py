@@ -57,6 +57,8 @@ class Record:
         output: The last one that was finished; it may be of another version of the input.
         claim: Where a run has started to write, and nobody knows how far it came; None when it has ended.
         mark: What an object at `claim` is marked with if it is ours; None where nothing is marked.
+        is_unread: Whether the claim was made before anybody had read the input, and nothing is known of an
+            earlier one.
         tar: Of an image in a tar shard, the path of the tar, whose record has the output.
     """
 
@@ -66,6 +68,7 @@ class Record:
     output: Output | None = None
     claim: str | None = None
     mark: str | None = None
+    is_unread: bool = False
     tar: str | None = None
 
     @property
@@ -126,17 +129,21 @@ class Records:
         path, state = path_from_json(line, "path"), sys.intern(str(line["state"]))
         last = self.by_path.get(path)
         output, claim, mark = (last.output, last.claim, last.mark) if last else (None, None, None)
+        is_unread = False
         tar = sys.intern(path_from_json(line, "tar")) if "tar" in line else None
         if tar is not None:
             output, claim = None, None
         elif state == "started":
+            is_first = claim is None or bool(last and last.is_unread)
+            is_unread = is_first and line.get("in_sha256") is None
             claim, mark = path_from_json(line, "out_path"), _text(line.get("mark"))
         elif state in ("done", "passed"):
             output, claim = _output(line), None
-        elif state == "failed" and "in_sha256" in line and line.get("reason") != Reason.NOT_STORED:
+        elif state == "failed" and line.get("reason") != Reason.NOT_STORED:
             # Nothing was written; but of what a store did not answer for, nobody knows, and an image that
             # could not even be read was not begun again: what an earlier run has begun is still ours.
-            claim = None
+            was_begun_here = "in_sha256" in line or bool(last and last.is_unread)
+            claim = None if was_begun_here else claim
         self.by_path[path] = Record(
             state=state,
             reason=_text(line.get("reason")),
@@ -144,6 +151,7 @@ class Records:
             output=output,
             claim=claim,
             mark=None if claim is None else mark,
+            is_unread=is_unread,
             tar=tar,
         )
 

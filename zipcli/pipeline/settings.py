@@ -140,8 +140,11 @@ def refuse_difference(known: dict[str, Any], settings: dict[str, Any], name: str
             for name in sorted(known.keys() | settings.keys(), key=lambda name: (name != "method", name))
             if known.get(name) != settings.get(name)
         ]
+        # Which one auto means is a matter of the processor, so nobody may have chosen either.
+        there = known.get("dtype")
+        go_on = f"go on with --dtype {there}, " if there and there != settings.get("dtype") else ""
         raise ConfigError(
-            f"{name}: holds images purified with other settings ({'; '.join(changed)}); choose "
+            f"{name}: holds images purified with other settings ({'; '.join(changed)}); {go_on}choose "
             "another output folder, or use --overwrite to purify all of them again"
         )
 
