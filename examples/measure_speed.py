@@ -230,7 +230,7 @@ def of_diffusers(folder: Path, count: int, steps: int) -> list[Contender]:
     images = cifar(count)
 
     def diffusers(name: str, dtype: torch.dtype) -> Contender:
-        pipeline = DDIMPipeline.from_pretrained(folder, low_cpu_mem_usage=False, torch_dtype=dtype)
+        pipeline = DDIMPipeline.from_pretrained(folder, low_cpu_mem_usage=False).to(dtype)
         pipeline.set_progress_bar_config(disable=True)
 
         def draw() -> float:
