@@ -17,7 +17,7 @@ from faults.promises import ledger_lines, unfinished_files
 from PIL import Image
 from real_images import cifar
 
-QUICK = ("--method", "nullspace", "--steps", "2")
+QUICK = ("--method", "nullspace", "--steps", "6")
 TWO = ("--devices", "cpu,cpu")
 
 

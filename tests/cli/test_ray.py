@@ -21,7 +21,7 @@ from faults.promises import ledger_lines, unfinished_files
 from PIL import Image
 from real_images import cifar
 
-SETTINGS = ("--method", "nullspace", "--steps", "2")
+SETTINGS = ("--method", "nullspace", "--steps", "12")
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """Ray listens on every address of the machine: nobody else shall talk to it."""
 
