@@ -21,7 +21,7 @@ from faults.promises import ledger_lines, unfinished_files
 from PIL import Image
 from real_images import cifar
 
-SETTINGS = ("--method", "nullspace", "--steps", "12")
+SETTINGS = ("--method", "nullspace", "--steps", "6")
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """Ray listens on every address of the machine: nobody else shall talk to it."""
 
@@ -38,10 +38,10 @@ RAY = (sys.executable, "-W", "ignore", "-m", "ray.scripts.scripts", "start", "--
 
 @pytest.fixture(scope="module")
 def by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 real images in `in`, purified into `out` by one process."""
+    """400 real images in `in`, purified into `out` by one process."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "in").mkdir()
-    for n, pixels in enumerate(cifar(200)):
+    for n, pixels in enumerate(cifar(400)):
         Image.fromarray(pixels).save(folder / "in" / f"{n:03}.png")
     assert invoke("purify", folder / "in", folder / "out", *SETTINGS, "--device", "cpu").exit_code == 0
     return folder
@@ -107,7 +107,7 @@ def test_a_machine_that_dies_loses_no_image(by_one: Path, here: Path, address: s
     lines = ledger_lines(here / "out")
     done = Counter(line["path"] for line in lines if line["state"] == "done")
     assert set(done.values()) == {1}
-    assert len(done) == 200
+    assert len(done) == 400
     assert not unfinished_files(here / "out")
     assert invoke("verify", "out").exit_code == 0
 
@@ -131,7 +131,7 @@ def test_a_signal_stops_a_run_on_a_cluster_and_the_rest_is_done_later(
     assert process.returncode == 143
     assert took <= 5
     left = tree(here / "out")
-    assert 0 < len(left) < 200
+    assert 0 < len(left) < 400
     assert left.items() <= tree(by_one / "out").items()
     done = run(*words, env=env)
     assert done.returncode == 0, done.stderr
