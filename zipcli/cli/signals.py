@@ -1,5 +1,6 @@
 """Signals ask a run to stop; a second one, or a network that does not let go, stops it at once."""
 
+import atexit
 import math
 import os
 import select
@@ -102,6 +103,15 @@ class StopSignals:
             timer.daemon = True
             timer.start()
 
+    def turn_deaf(self) -> None:
+        """Ignore what still comes, if the run has been stopped: the exit code is decided.
+
+        While Python takes itself apart it gives signals their default back, which would be to die of them.
+        """
+        for number in CODES:
+            if self._received is not None and signal.getsignal(number) is _note:
+                signal.signal(number, signal.SIG_IGN)
+
     def _end(self, code: ExitCode) -> None:
         with suppress(OSError):
             _, can_be_told, _ = select.select([], [2], [], 0)
@@ -141,11 +151,17 @@ class _Listener(threading.Thread):
 _listener: _Listener | None = None
 
 
+def _turn_deaf() -> None:
+    if _listener is not None and _listener.of is not None:
+        _listener.of.turn_deaf()
+
+
 def _listen(stop: StopSignals) -> None:
     """Make `stop` the one that signals go to."""
     global _listener
     if _listener is None or _listener.pid != os.getpid():  # a thread does not survive a fork
         _listener = _Listener()
         _listener.start()
+        atexit.register(_turn_deaf)
     _listener.of = stop
     signal.set_wakeup_fd(_listener.mouth, warn_on_full_buffer=False)
