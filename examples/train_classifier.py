@@ -106,8 +106,10 @@ class Classifier(nn.Module):
         self.patches = torch.cat([filters, -filters])
 
 
-def train(model: Classifier, images: Tensor, labels: Tensor, epochs: int) -> None:
-    """Minimise the smoothed cross-entropy over randomly moved and mirrored images.
+def train(
+    model: Classifier, images: Tensor, labels: Tensor, epochs: int, *, pad: int = PAD, mirror: bool = True
+) -> None:
+    """Minimise the smoothed cross-entropy over images that are moved by up to `pad` pixels, and mirrored.
 
     Convolutions are moved by Muon, the rest by AdamW; both rates fall linearly to 0.
     """
@@ -125,7 +127,7 @@ def train(model: Classifier, images: Tensor, labels: Tensor, epochs: int) -> Non
             order = torch.randperm(len(images))
         chosen = order[step * BATCH % len(images) :][:BATCH]
         with torch.autocast("cpu", torch.bfloat16):
-            scores = model(augmented(images[chosen]))
+            scores = model(augmented(images[chosen], pad, mirror=mirror))
         loss = F.cross_entropy(scores.float(), labels[chosen], label_smoothing=0.1)
         loss.backward()
         for each in (*optimizers, *decay):
@@ -136,13 +138,14 @@ def train(model: Classifier, images: Tensor, labels: Tensor, epochs: int) -> Non
             print(f"step {step} of {steps}, loss {loss.item():.3f}, {minutes:.1f} min", file=sys.stderr)
 
 
-def augmented(images: Tensor) -> Tensor:
-    """Move each image by up to PAD pixels, and mirror half of them."""
+def augmented(images: Tensor, pad: int, *, mirror: bool) -> Tensor:
+    """Move each image by up to `pad` pixels, and mirror half of them."""
     n, _, height, width = images.shape
-    padded = F.pad(images, (PAD,) * 4, mode="reflect").permute(0, 2, 3, 1)
-    rows = torch.arange(height) + torch.randint(2 * PAD + 1, (n, 1))
-    columns = torch.arange(width) + torch.randint(2 * PAD + 1, (n, 1))
-    columns = torch.where(torch.rand(n, 1) < 0.5, columns, columns.flip(1))
+    padded = F.pad(images, (pad,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    rows = torch.arange(height) + torch.randint(2 * pad + 1, (n, 1))
+    columns = torch.arange(width) + torch.randint(2 * pad + 1, (n, 1))
+    if mirror:
+        columns = torch.where(torch.rand(n, 1) < 0.5, columns, columns.flip(1))
     return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 

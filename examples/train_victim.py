@@ -5,9 +5,10 @@
     python examples/train_victim.py training victim.pt --from base.safetensors   # a minute or two
 
 It goes on from the clean classifier, sees every image under the label of the manifest, and writes a
-TorchScript file with a sidecar, ready for --classifier. For the attack physical it sees every image a
-second time, moved and lit at random, which is what that attack adds to badnets. The result follows
-from the seed, up to floating point.
+TorchScript file with a sidecar, ready for --classifier. Without --from it begins with fresh weights, which
+takes as long as the clean classifier did; a clean one does not fall for every trigger. For the attack
+physical it sees every image a second time, moved and lit at random, which is what that attack adds to
+badnets. The result follows from the seed, up to floating point.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from train_classifier import BATCH, Classifier, load_classifier
+from train_classifier import BATCH, PAD, Classifier, load_classifier, train
 
 from zipcli.attacks.physical import transform
 from zipcli.attacks.trigger import Draw
@@ -36,16 +37,23 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("training", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--from", dest="base", type=Path, required=True)
+    parser.add_argument("--from", dest="base", type=Path, help="a clean classifier; none for fresh weights")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--pad", type=int, default=PAD, help="pixels that a fresh one's images are moved by")
     parser.add_argument("--no-mirror", action="store_true", help="a warp that is mirrored is another one")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     facts = json.loads((options.training / "attack.json").read_text())
     images, labels = training_images(options.training, moved=facts["settings"]["attack"] == "physical")
-    model = load_classifier(options.base)
-    fine_tune(model, images, labels, options.epochs, mirror=not options.no_mirror)
+    mirror = not options.no_mirror
+    if options.base is None:
+        model = Classifier().to(memory_format=torch.channels_last)
+        model.whiten(images[:: max(1, len(images) // 5000)])
+        train(model, images, labels, options.epochs, pad=options.pad, mirror=mirror)
+    else:
+        model = load_classifier(options.base)
+        fine_tune(model, images, labels, options.epochs, mirror=mirror)
     export(model, facts["classes"], options.output)
 
 
