@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 from zipcli.config import NoiseSchedule
+from zipcli.models.unet_config import UNetConfig
+
+SMALL_UNET = UNetConfig(
+    widths=(32, 64),
+    blocks=1,
+    time_features=32,
+    time_width=64,
+    attention_down=(False, True),
+    attention_up=(False, True),
+)
+"""A published U-Net in small, with every kind of layer."""
 
 
 class FakeEps:

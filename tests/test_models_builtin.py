@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import SMALL_UNET
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,7 +23,6 @@ from zipcli.models.prior import Prior
 from zipcli.models.store import find_model
 from zipcli.models.tensors import open_safetensors
 from zipcli.models.unet import UNet
-from zipcli.models.unet_config import UNetConfig
 from zipcli.models.weights import write_model
 from zipcli.schedule import alpha_bars
 
@@ -172,9 +172,7 @@ def test_a_model_file_loads_to_the_same_network(tmp_path: Path, config: LocalUNe
 
 
 def test_ours_is_short_where_that_saves_time_and_a_published_one_on_a_gpu() -> None:
-    none = (False, False)
-    shape: dict[str, Any] = {"widths": (32, 64), "blocks": 1, "time_features": 32, "time_width": 64}
-    ours, published = tiny(), UNet(UNetConfig(**shape, attention_down=none, attention_up=none))
+    ours, published = tiny(), UNet(SMALL_UNET)
     on_a_cpu = "bfloat16" if multiplies_bfloat16() else "float32"
     assert load_model("builtin", CPU).fingerprint["dtype"] == on_a_cpu
     gpu = torch.device("cuda")

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from fakes import SMALL_UNET
 from torch import Tensor, nn
 
 from zipcli import Purifier
@@ -20,7 +21,6 @@ from zipcli.models.packed import (
 )
 from zipcli.models.prior import Prior, UNetPrior
 from zipcli.models.unet import UNet
-from zipcli.models.unet_config import UNetConfig
 
 CPU = torch.device("cpu")
 
@@ -118,15 +118,7 @@ def test_the_builtin_prior_is_packed_in_both_precisions() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_published_network_predicts_what_it_did(dtype: torch.dtype) -> None:
-    config = UNetConfig(
-        widths=(32, 64),
-        blocks=1,
-        time_features=32,
-        time_width=64,
-        attention_down=(False, True),
-        attention_up=(False, True),
-    )
-    net = UNet(config)
+    net = UNet(SMALL_UNET)
     net.set_torso(dtype)
     for parameter in net.parameters():
         parameter.data = (torch.randn(parameter.shape) * 0.05).to(parameter.dtype)

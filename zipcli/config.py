@@ -56,7 +56,7 @@ KEEPS_PIXELS = ("mask:", "identity")
 DDIM_STEPS = 20
 """Steps of the published chain where nobody says how many (ZIP, section 4)."""
 
-STEPS: Mapping[str, int] = {"nullspace": 3, "zip": 5, "blur": DDIM_STEPS}
+STEPS: Mapping[str, int] = {"nullspace": 3, "zip": 5}
 """The same of the chains that begin near the image: the fewest that are as good as the published one, or for
 zip nearly so (examples/measure_samplers.py)."""
 

@@ -9,10 +9,9 @@ from pathlib import Path
 _EXITING = 0x4
 """PF_EXITING of the Linux kernel: set before a process lets go of its locks, and for ever after."""
 
-
 _KEPT_BYTES = 256 * 2**20
 """Freed memory that stays ours. A network frees and asks for the same megabytes in every layer; given back
-to the system each time, they cost a fault for each page: up to 15 % of a run, by luck of the heap."""
+to the system each time, they cost a fault for each page: up to 13 % of a run, by luck of the heap."""
 
 _MALLOPT = {-1: _KEPT_BYTES, -3: 32 * 2**20}
 """M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its highest; see malloc(3)."""

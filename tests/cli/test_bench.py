@@ -67,7 +67,8 @@ def test_diffusers_and_we_take_turns_on_one_network(here: Path, tmp_path: Path) 
         **{"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
     }
     DDIMPipeline(UNet2DModel(**shape), DDIMScheduler()).save_pretrained(tmp_path / "saved")
-    for more in ([], ["--model", str(tmp_path / "saved")]):
+    saved = ["--model", str(tmp_path / "saved")]
+    for more in ([], saved, [*saved, "--dtype", "bfloat16"]):
         *_, peer = lines(*ROWS, "--peers", "--batch-size", "2", "--steps", "2", *more, cwd=here)
         assert peer["type"] == "bench_peer"
         assert (peer["size"], peer["batch_size"], peer["evaluations"]) == (16, 2, 2)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cli.shell import invoke, json_lines, pictures, run
+from fakes import SMALL_UNET
 from PIL import Image
 from test_models_packed import randomised, states
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from zipcli.models.denoiser import Denoiser
 from zipcli.models.local_unet import LocalUNetConfig, build_local_unet
 from zipcli.models.prior import Prior
 from zipcli.models.unet import UNet
-from zipcli.models.unet_config import UNetConfig
 from zipcli.models.weights import write_model
 
 # PyTorch's own, when it imports its compiler.
@@ -173,17 +173,9 @@ def test_a_network_is_compiled_once() -> None:
 @torch.inference_mode()
 def test_a_published_network_is_one_graph() -> None:
     """Traced and not compiled, which would take minutes."""
-    config = UNetConfig(
-        widths=(32, 64),
-        blocks=1,
-        time_features=32,
-        time_width=64,
-        attention_down=(False, True),
-        attention_up=(False, True),
-    )
-    net = randomised(UNet(config))
+    net = randomised(UNet(SMALL_UNET))
     traced = torch.compile(net.forward, backend="eager", fullgraph=True, dynamic=False)
-    x, t = states(2, config.in_channels, 16, 16), torch.full((2,), 200.0)
+    x, t = states(2, SMALL_UNET.in_channels, 16, 16), torch.full((2,), 200.0)
     torch.testing.assert_close(traced(x, t), net(x, t))
 
 

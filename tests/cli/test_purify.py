@@ -197,6 +197,17 @@ def test_the_seed_changes_the_picture_and_speed_settings_do_not(here: Path) -> N
         assert np.abs(clean - pixels(here / "seed" / name)).max() > 1
 
 
+def test_a_folder_of_another_precision_alone_says_how_to_go_on(here: Path) -> None:
+    picture(here / "in" / "a.png")
+    assert invoke("purify", "in", "out", "--dtype", "float32").exit_code == 0
+    other = invoke("purify", "in", "out", "--dtype", "bfloat16")
+    assert other.exit_code == 2
+    assert "go on with --dtype float32" in other.stderr
+    both = invoke("purify", "in", "out", "--dtype", "bfloat16", "--seed", "7")
+    assert both.exit_code == 2
+    assert "go on with" not in both.stderr
+
+
 # Options that contradict
 
 

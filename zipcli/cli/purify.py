@@ -200,7 +200,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=Name("dtype", DTYPES),
     default=PurifyConfig.dtype,
     show_default=True,
-    help="Precision inside the network.",
+    help="Precision inside the network. auto is bfloat16 for our own networks on a CPU that multiplies in "
+    "it, float16 for published ones on a GPU, and else float32.",
 )
 @click.option(
     "--compile/--no-compile",

@@ -31,16 +31,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zipcli.config import DetectConfig, FolderConfig, PurifyConfig, check
 from zipcli.methods.grids import chain
-from zipcli.models.compiled import compiled
 from zipcli.models.loading import LoadedModel, load_model
-from zipcli.models.packed import for_inference, is_batch_invariant
+from zipcli.models.packed import is_batch_invariant
 from zipcli.pipeline.detection import open_detector
 from zipcli.pipeline.folder import FolderRun, Item, Loaded
 from zipcli.pipeline.ledger import Ledger
 from zipcli.pipeline.outcome import Outcome
 from zipcli.pipeline.peers import DiffusersDDIM, import_diffusers
 from zipcli.pipeline.plan import Entry, Plan
-from zipcli.pipeline.purifier import Purifier
+from zipcli.pipeline.purifier import Purifier, laid_out
 from zipcli.pipeline.windows import WindowedModel
 from zipcli.protocols import EpsModel
 from zipcli.schedule import alpha_bars
@@ -357,8 +356,7 @@ class Bench:
         purifier = TimedPurifier(self.config.changed(batch_size=batch_size))
         purifier.watch = watch
         if self._loaded is not None:
-            plain = self._loaded.model
-            model = compiled(plain, check_stop) if self.config.compile else for_inference(plain)
+            model = laid_out(self._loaded.model, self.config, check_stop)
             self._loaded = replace(self._loaded, model=model)
             timed, invariant = TimedModel(model, watch, self.device), is_batch_invariant(model)
             purifier.use(timed, self._loaded.fingerprint, batch_invariant=invariant)

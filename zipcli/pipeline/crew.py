@@ -344,9 +344,10 @@ class CrewRun(contextlib.AbstractContextManager["CrewRun"]):
             if self._parts.get(name) != ready.fingerprint_parts.get(name)
         )
         if differing:
+            hint = " (--dtype float32 runs everywhere)" if differing == ["dtype"] else ""
             raise ConfigError(
                 f"{place.hand.name}: would purify with another {', '.join(map(shown, differing))} than the "
-                "others; set it (--dtype float32 runs everywhere), or take devices of one kind"
+                f"others; set it{hint}, or take devices of one kind"
             )
         self._unit_images = max(self._unit_images, ready.batch)
         place.is_ready = True

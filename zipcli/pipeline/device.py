@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """X on a device; a GPU fetches it from locked memory by itself, while we prepare what comes next."""
+    """Move to a device; a GPU fetches from locked memory by itself, while we prepare what comes next."""
     fetches = device.type == "cuda" and x.device.type == "cpu"
     return x.pin_memory().to(device, non_blocking=True) if fetches else x.to(device)
 

@@ -95,9 +95,9 @@ class DiffusersDDIM:
         generator = torch.Generator().manual_seed(0)
         with _calm():
             drawn = self._pipeline(
-                batch_size=count, generator=generator, eta=1.0, num_inference_steps=steps, output_type="np"
+                batch_size=count, generator=generator, eta=1.0, num_inference_steps=steps, output_type="pt"
             )
-        assert drawn.images.shape == (count, self.side, self.side, 3)
+        assert drawn.images.shape == (count, 3, self.side, self.side)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from zipcli.models.compiled import compiled
 from zipcli.models.hub import Listener
 from zipcli.models.loading import load_model
 from zipcli.models.packed import for_inference, is_batch_invariant
+from zipcli.models.prior import Prior, UNetPrior
 from zipcli.pipeline.device import is_device_lost, is_out_of_memory, pick_device, to_device
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel
 from zipcli.protocols import EpsModel
@@ -119,10 +120,7 @@ class Purifier:
                     f"model {config.model} was not trained for the method nullspace, as the built-in one and "
                     "those of zipcli train are; it may refill badly"
                 )
-            if config.compile:
-                model = compiled(loaded.model, listener.check_stop)
-            else:
-                model = for_inference(loaded.model)
+            model = laid_out(loaded.model, config, listener.check_stop)
             purifier.use(model, loaded.fingerprint, batch_invariant=is_batch_invariant(model))
         return purifier
 
@@ -332,6 +330,23 @@ class Purifier:
         self._masks[file] = hashlib.sha256(data).hexdigest()
         grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
         return torch.from_numpy((grey >= 128).astype(np.float32))[None, None]
+
+
+def laid_out(
+    model: Prior | UNetPrior, config: PurifyConfig, check_stop: Callable[[], None]
+) -> Prior | UNetPrior:
+    """A model as the settings want it run: compiled, or packed where that is possible.
+
+    Args:
+        model: As it was loaded, or as this has returned it; it must not be trained or used any more.
+        config: The settings.
+        check_stop: See `compiled`.
+
+    Raises:
+        ConfigError: This machine cannot compile.
+        ModelError: There is no folder to keep what is compiled.
+    """
+    return compiled(model, check_stop) if config.compile else for_inference(model)
 
 
 class ImageNoise:

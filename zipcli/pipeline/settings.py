@@ -135,14 +135,14 @@ def refuse_difference(known: dict[str, Any], settings: dict[str, Any], name: str
         ConfigError: They differ.
     """
     if known != settings:
+        names = sorted(known.keys() | settings.keys(), key=lambda name: (name != "method", name))
+        differing = [name for name in names if known.get(name) != settings.get(name)]
         changed = [
-            f"{name.rstrip('_')}: {known.get(name)!r} there, {settings.get(name)!r} now"
-            for name in sorted(known.keys() | settings.keys(), key=lambda name: (name != "method", name))
-            if known.get(name) != settings.get(name)
+            f"{name.rstrip('_')}: {known.get(name)!r} there, {settings.get(name)!r} now" for name in differing
         ]
         # Which one auto means is a matter of the processor, so nobody may have chosen either.
-        there = known.get("dtype")
-        go_on = f"go on with --dtype {there}, " if there and there != settings.get("dtype") else ""
+        is_that = differing == ["dtype"] and "dtype" in known
+        go_on = f"go on with --dtype {shown(str(known['dtype']))}, " if is_that else ""
         raise ConfigError(
             f"{name}: holds images purified with other settings ({'; '.join(changed)}); {go_on}choose "
             "another output folder, or use --overwrite to purify all of them again"
