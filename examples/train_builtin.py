@@ -1,11 +1,13 @@
-"""Trains the built-in prior: python examples/train_builtin.py WORK OUTPUT.
+"""Trains the built-in models: python examples/train_builtin.py WORK.
 
 One network learns all noise levels; then three copies of it each learn one band of them while the
 learning rate falls to zero, the upper two with noise only where a transform keeps nothing in part of each
-batch (low noise has nothing to hide). Data: cifar10-train.zip, and photos-256.zip without every 8th photo
-(those are for measuring), from ../shared/data or from the folder that ZIPCLI_DATA names. A stopped run
-goes on from the checkpoints in WORK. Batches, noise and noise levels follow from the seed and the step,
-so the result is the same up to floating point.
+batch (low noise has nothing to hide). They become WORK/prior.safetensors. A fourth, which begins as that
+of the middle band, learns to take out of images what does not belong there: WORK/blind.safetensors.
+Data: cifar10-train.zip, and photos-256.zip without every 8th photo (those are for measuring), from
+../shared/data or from the folder that ZIPCLI_DATA names. A stopped run goes on from the checkpoints in WORK.
+Batches, noise and noise levels follow from the seed and the step, so the result is the same up to floating
+point.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +27,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zipcli.config import LoopConfig, NoiseSchedule
+from zipcli.config import BLIND_SIGMA, LoopConfig, NoiseSchedule
 from zipcli.models.denoiser import Denoiser
 from zipcli.models.local_unet import SIZES, BandedUNet, LocalUNet
 from zipcli.models.prior import Prior
 from zipcli.models.weights import write_model
 from zipcli.pipeline.train import PARTIAL_SHARE, with_partial_noise
 from zipcli.training.data import ImageBank, Source, batch_at
-from zipcli.training.losses import denoising_loss
-from zipcli.training.trainer import Checkpoint, Report, Trainer
+from zipcli.training.losses import BlindStates, denoising_loss
+from zipcli.training.trainer import Checkpoint, Loss, Report, Trainer
 
 SHARED_STEPS = 5_513
 BAND_STEPS = 2_500
+BLIND = LoopConfig(
+    steps=5_850, decay=0.7, lr=3e-3, seed=7,
+    lowest_sigma=BLIND_SIGMA, highest_sigma=BLIND_SIGMA, uniform_share=1.0,
+)  # fmt: skip
 BANDS: dict[str, dict[str, float]] = {
     "low": {"lowest_sigma": 0.01, "highest_sigma": 0.18, "uniform_share": 1.0},
     "middle": {"lowest_sigma": 0.12, "highest_sigma": 0.7, "uniform_share": 1.0},
@@ -57,12 +63,14 @@ CROP = 64
 
 
 def main() -> None:
-    """Train, and write the averaged weights with their model card."""
+    """Train, and write the averaged weights with their model cards."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
-    parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=SHARED_STEPS, help="of the shared part")
     parser.add_argument("--band-steps", type=int, default=BAND_STEPS, help="of each copy")
+    parser.add_argument(
+        "--blind-steps", type=int, default=BLIND.steps, help="of the one that is told no noise level"
+    )
     parser.add_argument(
         "--only", choices=BANDS, help="train this band and write nothing; two can run at once"
     )
@@ -71,7 +79,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     sources = load_sources(options.limit)
     shared = options.work / "shared.safetensors"
-    train(shared, LoopConfig(steps=options.steps, decay=0.0), sources, options.limit, partial=False)
+    train(shared, LoopConfig(steps=options.steps, decay=0.0), sources, options.limit)
     total = options.steps + options.band_steps
     experts: list[Denoiser] = []
     losses: dict[str, float] = {}
@@ -81,17 +89,26 @@ def main() -> None:
             if not checkpoint.exists():
                 shutil.copyfile(shared, checkpoint)
             config = LoopConfig(steps=total, decay=options.band_steps / total, **levels)
-            trainer = train(checkpoint, config, sources, options.limit, partial=name != "low")
-            experts.append(trainer.average)  # type: ignore[arg-type]  # a copy of a Denoiser
+            wrap = None if name == "low" else lambda loss: with_partial_noise(loss, 3)
+            experts.append(train(checkpoint, config, sources, options.limit, wrap))
             losses[name] = json.loads(loss_file(checkpoint).read_text())
-    if options.only is None:
-        model = Prior(joined(experts), NoiseSchedule(), channels=3)
-        print(write_model(options.output, model, card(options, losses)))
+    if options.only is not None:
+        return
+    steps = {"shared": options.steps, "of each band": options.band_steps}
+    facts = {"name": "zipcli built-in prior, third version", "steps": steps, "partial_noise": PARTIAL_SHARE}
+    write(options.work / "prior.safetensors", joined(experts), facts, losses)
+    checkpoint = options.work / "blind-checkpoint.safetensors"
+    config = replace(BLIND, steps=options.blind_steps)
+    blind = train(checkpoint, config, sources, options.limit, lambda loss: BlindStates(loss, 1.0), experts[1])
+    steps = {**steps, "blind": options.blind_steps}
+    facts = {"name": "zipcli built-in blind network, first version", "steps": steps, "blind_states": 1.0}
+    losses = {"blind": json.loads(loss_file(checkpoint).read_text())}
+    write(options.work / "blind.safetensors", blind, facts, losses)
 
 
 def joined(experts: list[Denoiser]) -> Denoiser:
     """One network out of those of the bands."""
-    network = BandedUNet(replace(SIZES["small"], bands=EDGES)).half()  # to the disk; it runs as float32
+    network = BandedUNet(replace(SIZES["small"], bands=EDGES))
     for place, expert in zip(network.experts, experts, strict=True):
         place.load_state_dict(expert.net.state_dict())
     return Denoiser(network)
@@ -103,18 +120,28 @@ def loss_file(checkpoint: Path) -> Path:
 
 
 def train(
-    file: Path, config: LoopConfig, sources: list[Source], limit: int | None, *, partial: bool
-) -> Trainer:
-    """Go on from a checkpoint to the end; `partial` is whether part of each batch has partial noise."""
+    file: Path,
+    config: LoopConfig,
+    sources: list[Source],
+    limit: int | None,
+    wrap: Callable[[Loss], Loss] | None = None,
+    start: Denoiser | None = None,
+) -> Denoiser:
+    """Go on from a checkpoint to the end, and return the averaged network.
+
+    `wrap` changes what the loss is shown. Without a checkpoint the weights are those of `start`, or fresh.
+    """
     torch.manual_seed(config.seed)
     denoiser = Denoiser(LocalUNet(SIZES["small"])).to(memory_format=torch.channels_last)
+    if start is not None:
+        denoiser.load_state_dict(start.state_dict())
 
-    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor, _: torch.Generator) -> Tensor:
         return denoising_loss(denoiser, x_0, sigma, noise)
 
     trainer = Trainer(
         denoiser,
-        with_partial_noise(loss, 3) if partial else loss,
+        wrap(loss) if wrap else loss,
         lambda step: batch_at(sources, step, config.seed),
         config,
         dtype=torch.bfloat16,
@@ -132,24 +159,23 @@ def train(
     trainer.run(checkpoint, report, lambda: None)
     if losses:
         loss_file(file).write_text(json.dumps(round(float(np.mean(losses[-60:])), 4)))
-    return trainer
+    return trainer.average  # type: ignore[return-value]  # a copy of a Denoiser
 
 
-def card(options: argparse.Namespace, losses: dict[str, float]) -> dict[str, Any]:
-    """What the model file says of itself."""
-    return {
-        "name": "zipcli built-in prior, third version",
+def write(file: Path, denoiser: Denoiser, facts: dict[str, Any], losses: dict[str, float]) -> None:
+    """Write a model whose card says how it was made."""
+    card = facts | {
         "data": "CIFAR-10 train (50,000 images of 32 pixels) and 64-pixel crops of 700 photographs, one per "
         "ImageNet class, at 1, 1/2 and 1/3 of 256 pixels; mirrored at random",
         "licence": "weights Apache-2.0; the images are for research use under their owners' terms",
         "recipe": "examples/train_builtin.py",
-        "steps": {"shared": options.steps, "of each band": options.band_steps},
         "batch": "96 crops of 32 pixels or 24 of 64",
-        "partial_noise": PARTIAL_SHARE,
         "loss": losses,
-        "loss_is": "preconditioned denoising error of the network in training over the noise levels of its "
-        "band, mean of the last minute",
+        "loss_is": "preconditioned error of the network in training over what it was shown, mean of the last "
+        "minute",
     }
+    denoiser = denoiser.half()  # to the disk; it runs as float32
+    print(write_model(file, Prior(denoiser, NoiseSchedule(), channels=3), card))
 
 
 def load_sources(limit: int | None) -> list[Source]:

@@ -9,14 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zipcli.config import LoopConfig, NoiseLevelConfig, NoiseSchedule
+from zipcli.config import BLIND_SIGMA, LoopConfig, NoiseLevelConfig, NoiseSchedule
 from zipcli.errors import ConfigError, ExitCode, ModelError, StoppedError
 from zipcli.models.denoiser import Denoiser
 from zipcli.models.local_unet import LocalUNet, LocalUNetConfig
 from zipcli.schedule import alpha_bars
 from zipcli.training import trainer as trainer_module
+from zipcli.training.corruption import corrupted
 from zipcli.training.data import ImageBank, Source, batch_at, step_generator
-from zipcli.training.losses import NoiseLoss, PartialNoise, denoising_loss, draw_sigma
+from zipcli.training.losses import (
+    MOST_NOISE,
+    BlindStates,
+    NoiseLoss,
+    PartialNoise,
+    denoising_loss,
+    draw_sigma,
+)
 from zipcli.training.trainer import Checkpoint, Report, Trainer, learning_rate
 from zipcli.transforms.blur import Blur
 from zipcli.transforms.gray import Gray
@@ -161,14 +169,14 @@ def test_an_untrained_network_has_a_loss_of_about_one_at_every_noise_level() -> 
 def test_partial_noise_covers_only_what_the_operators_remove() -> None:
     seen: list[Tensor] = []
 
-    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor, _: torch.Generator) -> Tensor:
         seen.extend((x_0, sigma, noise))
         return noise.sum()
 
     x_0, noise = torch.zeros(10, 3, 8, 8), torch.randn(10, 3, 8, 8, generator=generator(0))
     sigma = torch.arange(10.0)
     blur, gray = Blur(2), Gray()
-    PartialNoise(loss, [[blur], [blur, gray]], 0.4)(x_0, sigma, noise)
+    PartialNoise(loss, [[blur], [blur, gray]], 0.4)(x_0, sigma, noise, generator(1))
     assert seen[0] is x_0
     assert seen[1] is sigma
     blurred = seen[2][:4].unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
@@ -181,6 +189,28 @@ def test_partial_noise_covers_only_what_the_operators_remove() -> None:
     torch.testing.assert_close(seen[2][:2], own[:2])
     torch.testing.assert_close(seen[2][2:4], (own - own.mean(1, keepdim=True))[2:4])
     assert torch.equal(seen[2][4:], noise[4:])
+
+
+def test_blind_states_are_altered_images_and_the_rest_of_the_batch_is_as_it_was() -> None:
+    seen: list[Tensor] = []
+
+    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor, _: torch.Generator) -> Tensor:
+        seen[:] = [x_0, sigma, noise]
+        return noise.sum()
+
+    g = generator(0)
+    x_0, noise = torch.rand(40, 3, 16, 16, generator=g) - 0.5, torch.randn(40, 3, 16, 16, generator=g)
+    sigma = torch.rand(40, generator=g)
+    BlindStates(loss, 0.25)(x_0, sigma, noise, generator(1))
+    assert seen[0] is x_0
+    assert torch.equal(seen[1], torch.cat([sigma[:30], torch.full((10,), BLIND_SIGMA)]))
+    assert torch.equal(seen[2][:30], noise[:30])
+    again = corrupted(x_0[30:], same := generator(1))
+    drawn = torch.rand(10, 2, generator=same)
+    for n in range(10):
+        strength = MOST_NOISE * drawn[n, 1] ** 2 if drawn[n, 0] < 0.5 else 0
+        state = x_0[30 + n] + BLIND_SIGMA * seen[2][30 + n]
+        torch.testing.assert_close(state, again[n] + strength * noise[30 + n])
 
 
 def test_the_denoising_loss_is_the_weighted_error_of_slow_loops() -> None:
@@ -221,7 +251,9 @@ def test_the_noise_loss_shows_the_network_its_own_states_and_leaves_the_variance
     x_0, noise = torch.randn(4, 3, 4, 4, generator=generator(0)), torch.randn(4, 3, 4, 4)
     model = Recorder(schedule, noise, error=0.5)
     sigma = torch.tensor([1e-6, 0.2, 0.5, 1e6])
-    assert NoiseLoss(model, torch.device("cpu"))(x_0, sigma, noise).item() == pytest.approx(0.25, rel=1e-5)
+    assert NoiseLoss(model, torch.device("cpu"))(x_0, sigma, noise, generator(0)).item() == pytest.approx(
+        0.25, rel=1e-5
+    )
     alpha_bar = alpha_bars(schedule).tolist()
     distance = [[abs(math.log(math.sqrt((1 - a) / a) / s)) for a in alpha_bar] for s in sigma.tolist()]
     expected = [row.index(min(row)) for row in distance]
@@ -266,7 +298,7 @@ class Line(nn.Module):
 def line_trainer(config: LoopConfig) -> Trainer:
     line = Line()
 
-    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor, _: torch.Generator) -> Tensor:
         return (line.weight * x_0.mean((0, 2, 3))[:2]).square().sum()
 
     return Trainer(line, loss, lambda step: batch_at(SOURCES[:1], step, config.seed), config)
@@ -308,7 +340,7 @@ def test_noise_is_a_function_of_the_step_and_the_seed() -> None:
         seen = []
         line = Line()
 
-        def loss(x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        def loss(x_0: Tensor, sigma: Tensor, noise: Tensor, _: torch.Generator) -> Tensor:
             seen.append((sigma, noise))
             return line.weight.sum()
 
@@ -339,7 +371,7 @@ def build(config: LoopConfig) -> Trainer:
     denoiser = Denoiser(LocalUNet(WIDE)).to(memory_format=torch.channels_last)
     return Trainer(
         denoiser,
-        lambda x_0, sigma, noise: denoising_loss(denoiser, x_0, sigma, noise),
+        lambda x_0, sigma, noise, _: denoising_loss(denoiser, x_0, sigma, noise),
         lambda step: batch_at(SOURCES[:1], step, config.seed),
         config,
     )
@@ -476,7 +508,7 @@ def test_training_lowers_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     denoiser = fresh()
     trainer = Trainer(
         denoiser,
-        lambda x_0, sigma, noise: denoising_loss(denoiser, x_0, sigma, noise),
+        lambda x_0, sigma, noise, _: denoising_loss(denoiser, x_0, sigma, noise),
         lambda step: batch_at([source], step, 0),
         LoopConfig(steps=120, warmup=5, lr=1e-2),
     )
@@ -493,7 +525,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path: Path,
     checkpoint.save(trainer)
     before = checkpoint.path.read_bytes()
     good = trainer.loss
-    trainer.loss = lambda x_0, sigma, noise: good(x_0, sigma, noise) * (value if trainer.step == 1 else 1)
+    trainer.loss = lambda x_0, sigma, noise, more: (
+        good(x_0, sigma, noise, more) * (value if trainer.step == 1 else 1)
+    )
     with pytest.raises(ModelError, match="--lr"):
         trainer.run(checkpoint, ignore, go_on)
     assert checkpoint.path.read_bytes() == before
@@ -510,7 +544,9 @@ def test_weights_after_a_loss_that_is_not_finite_are_never_saved(
     trainer = build(LoopConfig(steps=4))
     checkpoint.save(trainer)
     good = trainer.loss
-    trainer.loss = lambda x_0, sigma, noise: good(x_0, sigma, noise) * (math.nan if trainer.step else 1)
+    trainer.loss = lambda x_0, sigma, noise, more: (
+        good(x_0, sigma, noise, more) * (math.nan if trainer.step else 1)
+    )
     with pytest.raises(ModelError):
         trainer.run(checkpoint, ignore, stop_at(trainer, stop))
     rest = build(LoopConfig(steps=4))

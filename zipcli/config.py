@@ -47,6 +47,9 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "blur": frozenset({"transforms", "device", "batch_size"}),
 }
 
+BLIND_SIGMA = 0.5
+"""The noise level that a network is told where it has to see by itself what does not belong into an image."""
+
 OF_THE_TRANSFORM = -math.inf
 """A lambda that is left to the transform."""
 

@@ -236,10 +236,11 @@ def test_the_training_recipe_runs_and_its_model_loads(tmp_path: Path) -> None:
         sys.executable,
         script,
         "state",
-        "mine.safetensors",
         "--steps",
         "2",
         "--band-steps",
+        "2",
+        "--blind-steps",
         "2",
         "--limit",
         "12",
@@ -247,6 +248,6 @@ def test_the_training_recipe_runs_and_its_model_loads(tmp_path: Path) -> None:
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     PIL.Image.effect_noise((8, 8), 50).save(tmp_path / "a.png")
-    used = run(["sh", "-c", "zipcli purify - - -m mine.safetensors < a.png > b.png"], tmp_path)
+    used = run(["sh", "-c", "zipcli purify - - -m state/prior.safetensors < a.png > b.png"], tmp_path)
     assert used.returncode == 0, used.stderr
     assert looks(tmp_path / "b.png") == ((8, 8), "L")

@@ -34,7 +34,7 @@ from zipcli.pipeline.plan import check_folder
 from zipcli.pipeline.sheet import draw_sheet
 from zipcli.protocols import EpsModel
 from zipcli.training.data import batch_at
-from zipcli.training.losses import NoiseLoss, PartialNoise, denoising_loss
+from zipcli.training.losses import BlindStates, NoiseLoss, PartialNoise, denoising_loss
 from zipcli.training.trainer import Checkpoint, Loss, Report, Trainer, unfinished
 from zipcli.training.validation import DenoisingRow, denoising_table, eps_mse
 from zipcli.transforms import make_operator
@@ -50,6 +50,10 @@ PARTIAL = ("blur:2", "blur:2", "blur:4", "blur:8", "gray", "gray", "blur:2 gray"
 """In this share of every batch there is noise only where the transforms, of one word or two, keep nothing;
 the finest blur and the colours are what is most often asked for. Without a prior that has seen such states
 the method nullspace is of no use."""
+
+BLIND_SHARE = 0.25
+"""Likewise, and a share of its own: images with something in them that does not belong there, for the method
+blind."""
 
 RUINED = 1.5
 """A model that was tuned and errs this many times as much as before is not worth having."""
@@ -251,6 +255,7 @@ class TrainRun:
             "start": start.sha256 if start else config.size,
             "dtype": str(self.dtype),
             "partial": [PARTIAL_SHARE, *PARTIAL],
+            "blind": BLIND_SHARE,
         }
         self.checkpoint = Checkpoint(work / CHECKPOINT, self.settings)
 
@@ -333,7 +338,11 @@ class TrainRun:
             **self.lessons.facts,
             "step": trainer.step,
             "lr": self.loop.lr,
-            **({"partial_noise": PARTIAL_SHARE} if isinstance(self.model, Prior) else {}),
+            **(
+                {"partial_noise": PARTIAL_SHARE, "blind_states": BLIND_SHARE}
+                if isinstance(self.model, Prior)
+                else {}
+            ),
             "seed": self.loop.seed,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.lessons.device),
@@ -395,10 +404,10 @@ def trained_part(model: Prior | UNetPrior, device: torch.device) -> tuple[nn.Mod
     if isinstance(model, UNetPrior):
         return model.net, NoiseLoss(model, device)
 
-    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def loss(x_0: Tensor, sigma: Tensor, noise: Tensor, _: torch.Generator) -> Tensor:
         return denoising_loss(model.denoiser, x_0, sigma, noise)
 
-    return model.denoiser, with_partial_noise(loss, model.channels)
+    return model.denoiser, BlindStates(with_partial_noise(loss, model.channels), BLIND_SHARE)
 
 
 def with_partial_noise(loss: Loss, channels: int) -> Loss:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from zipcli.config import NoiseLevelConfig
+from zipcli.config import BLIND_SIGMA, NoiseLevelConfig
 from zipcli.projection import removed
 from zipcli.protocols import EpsModel, LinearOperator
 from zipcli.schedule import alpha_bars, sigmas
+from zipcli.training.corruption import corrupted
 
 
 def draw_sigma(config: NoiseLevelConfig, count: int, generator: torch.Generator) -> Tensor:
@@ -55,20 +56,52 @@ class PartialNoise:
 
     def __init__(
         self,
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        loss: Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor],
         choices: Sequence[Sequence[LinearOperator]],
         share: float,
     ) -> None:
         """Wrap `loss`; a `share` of each batch is split evenly among `choices` of operators."""
         self.loss, self.choices, self.share = loss, choices, share
 
-    def __call__(self, x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, x_0: Tensor, sigma: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
         """Compute the loss, a scalar, of the same arguments as the one inside."""
         parts = []
         for k, operators in enumerate(self.choices):
             first, last = (round(len(noise) * self.share * n / len(self.choices)) for n in (k, k + 1))
             parts.append(removed(noise[first:last], operators))
-        return self.loss(x_0, sigma, torch.cat([*parts, noise[round(len(noise) * self.share) :]]))
+        covered = torch.cat([*parts, noise[round(len(noise) * self.share) :]])
+        return self.loss(x_0, sigma, covered, generator)
+
+
+class BlindStates:
+    """A loss that meets, in a part of each batch, images with something in them that does not belong there.
+
+    A network that has seen such states takes out of an image what is no part of a photograph, which the
+    method blind asks of it. They have one noise level in name, `BLIND_SIGMA`; half of them have white noise
+    on top, of any strength up to `MOST_NOISE` and mostly faint, and it has to tell that, too.
+    """
+
+    def __init__(
+        self, loss: Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor], share: float
+    ) -> None:
+        """Wrap `loss`; a `share` of each batch, at its end, becomes such states."""
+        self.loss, self.share = loss, share
+
+    def __call__(self, x_0: Tensor, sigma: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Compute the loss, a scalar, of the same arguments as the one inside."""
+        first = len(x_0) - round(len(x_0) * self.share)
+        clean = x_0[first:]
+        x = corrupted(clean, generator)
+        drawn = torch.rand(len(clean), 2, generator=generator, device=x.device)
+        strength = torch.where(drawn[:, 0] < 0.5, MOST_NOISE * drawn[:, 1].square(), 0.0)
+        x = x + strength[:, None, None, None] * noise[first:]
+        noise = torch.cat([noise[:first], (x - clean) / BLIND_SIGMA])
+        sigma = torch.cat([sigma[:first], sigma.new_full((len(x),), BLIND_SIGMA)])
+        return self.loss(x_0, sigma, noise, generator)
+
+
+MOST_NOISE = 0.3
+"""Standard deviation of the strongest white noise on a blind state."""
 
 
 class NoiseLoss:
@@ -85,13 +118,14 @@ class NoiseLoss:
         self._alpha_bar = alpha_bars(model.schedule).float().to(device)
         self._log_sigma = sigmas(model.schedule).log().float().to(device)
 
-    def __call__(self, x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, x_0: Tensor, sigma: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
         """Compute the loss, a scalar; 1 for a network that predicts nothing.
 
         Args:
             x_0: Clean images, (N, C, H, W), in [-1, 1].
             sigma: Noise levels, (N,).
             noise: N(0, I), same shape as x_0.
+            generator: Not used.
         """
         t = self.timesteps(sigma)
         kept = self._alpha_bar[t][:, None, None, None]

@@ -21,8 +21,8 @@ from zipcli.training.data import step_generator
 from zipcli.training.losses import draw_sigma
 from zipcli.training.optimizer import Optimizer
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_0, sigma, noise) to a scalar: a loss of the network that is trained."""
+Loss = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
+"""(x_0, sigma, noise, generator) to a scalar: a loss of the network that is trained."""
 
 SAVE_SECONDS = 60
 """Time between two checkpoints; more where writing one takes long."""
@@ -153,7 +153,8 @@ class Trainer:
         sigma = draw_sigma(self.config, len(x_0), g)
         noise = torch.randn(x_0.shape, generator=g, device=self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.loss(x_0, sigma, noise)
+            more = step_generator(self.config.seed, self.step, self.device, stream=3)
+            loss = self.loss(x_0, sigma, noise, more)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
         self.optimizer.step(learning_rate(self.config, self.step, self.share))
         self.step += 1
