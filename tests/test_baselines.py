@@ -27,7 +27,8 @@ from golden.test_parity import TanhEps
 from real_images import DATA, cifar, patched
 from torch import Tensor
 
-from zipcli.config import MethodConfig, NoiseSchedule
+from zipcli.config import MethodConfig, NoiseSchedule, purify_config
+from zipcli.methods import METHODS
 from zipcli.methods.sampdetox_gate import (
     dissimilarity_map,
     merge_step,
@@ -239,6 +240,24 @@ def test_with_the_prior_of_gaussian_images_diffpure_draws_from_their_posterior()
     kept = a * s**2 / (a * s**2 + 1 - a)
     assert found.std().item() == pytest.approx(s, rel=0.01)
     assert ((found * x).mean() / x.square().mean()).item() == pytest.approx(kept, abs=0.01)
+
+
+@pytest.mark.parametrize("t_star", [1, 100])
+def test_the_loop_of_diffpure_equals_our_diffpure(t_star: int) -> None:
+    """Tolerance 1e-8, measured 1e-15, as for ZIP."""
+    u, config = fractions(2, 3, 8, 8), purify_config(method="diffpure", t_star=t_star)
+    loop = diffpure(u, TanhEps(), noise=from_one_seed(), t_star=t_star)
+    ours = METHODS["diffpure"](u * 2 - 1, TanhEps(), (), config, noise=from_one_seed())
+    assert torch.allclose(loop, ((ours + 1) / 2).clamp(0, 1), atol=1e-8)
+
+
+@pytest.mark.parametrize(("t1", "t2"), [(20, 120), (120, 120)])
+def test_the_loop_of_sampdetox_equals_our_sampdetox(t1: int, t2: int) -> None:
+    """The same; one image, since the loop has one noise for all."""
+    u, config = fractions(1, 3, 16, 13), purify_config(method="sampdetox", t1=t1, t2=t2)
+    loop = sampdetox(u, TanhEps(), noise=from_one_seed(), t1=t1, t2=t2)
+    ours = METHODS["sampdetox"](u * 2 - 1, TanhEps(), (), config, noise=from_one_seed())
+    assert torch.allclose(loop, ((ours + 1) / 2).clamp(0, 1), atol=1e-8)
 
 
 # All of them

@@ -279,7 +279,7 @@ def test_variant_paper_alg2_visits_the_grid_of_the_paper() -> None:
     assert (config.grid, config.steps, config.eta, config.lambda_) == ("paper", 20, 1.0, 2.5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name, fixed in VARIANTS.items() if "grid" in fixed])
 @pytest.mark.parametrize(
     "contradiction", [{"steps": 7}, {"eta": 0.5}, {"grid": None}], ids=["steps", "eta", "grid"]
 )
@@ -303,6 +303,104 @@ def test_an_unknown_variant_is_refused_by_the_class_too() -> None:
     """`PurifyConfig` is public: it must not record a variant that does not exist."""
     with pytest.raises(ConfigError):
         PurifyConfig(variant="paper-alg9")
+
+
+# Settings of one method
+
+
+FIELDS = [field.name for field in dataclasses.fields(PurifyConfig) if field.name != "method"]
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_a_method_refuses_every_setting_that_it_does_not_read(method: str) -> None:
+    defaults = {name: getattr(PurifyConfig(), name) for name in FIELDS} | {"variant": "official", "tile": 64}
+    given = {name: 8 if value is None else value for name, value in defaults.items()}
+    for name in FIELDS:
+        if name in METHOD_SETTINGS[method]:
+            continue
+        with pytest.raises(ConfigError, match=f"{name.rstrip('_')}: method .* does not use it"):
+            purify_config(method=method, **{name: given[name]})
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_a_method_records_what_it_reads_and_nothing_else(method: str) -> None:
+    elsewhere = {"device", "batch_size", "model", "variant", "offline", "compile"}
+    config = purify_config(method=method)
+    unread = {"grid", "travel_length", "travel_repeat", "clip_x0"} if config.sampler == "warm" else set()
+    unread |= {"stride"} if config.sampler == "ddpm" else set()
+    assert config.pixel_settings().keys() == METHOD_SETTINGS[method] - elsewhere - unread | {"method"}
+
+
+def test_records_of_the_methods_that_were_there_are_what_they_were() -> None:
+    """Or no folder could be gone on with."""
+    around = {"fit": "tile", "tile": None, "overlap": None, "dtype": "auto", "seed": 1234}
+    few = {"sampler": "warm", "eta": 1.0, "lambda_": 10.0, "transforms": ("blur",), **around}
+    assert purify_config().pixel_settings() == {"method": "nullspace", "steps": 3, **few}
+    assert purify_config(method="zip").pixel_settings() == {"method": "zip", "steps": 5, **few}
+    published = {"grid": "official", "clip_x0": False, "travel_length": 1, "travel_repeat": 1}
+    ddim = {"method": "zip", **few, **published, "sampler": "ddim", "steps": 20}
+    assert purify_config(sampler="ddim").pixel_settings() == ddim
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"t_star": 50}, r"t_star: method auto does not use it; say --method diffpure or blur\+diffpure"),
+        ({"pad": 4}, "pad: method auto does not use it; say --method shrinkpad"),
+        ({"sampler": "sde"}, "sampler: method zip has no sde"),
+        ({"method": "sampdetox", "sampler": "sde"}, "sampler: method sampdetox has no sde; use ddpm, ddim"),
+        ({"method": "sampdetox", "sampler": "ddpm", "stride": 20}, "stride: sampler ddpm does not use it"),
+        ({"method": "ddnm", "transforms": ["blur:2", "gray"]}, r"ddnm takes one transform.*blur:2\+gray"),
+        (
+            {"method": "sampdetox", "variant": "official"},
+            "method: variant official fixes it to zip",
+        ),
+        ({"variant": "diffpure-cifar10", "t_star": 99}, "t_star: variant diffpure-cifar10 fixes it to 100"),
+        ({"variant": "ddnm-paper", "lambda_": 10.0}, "lambda: method ddnm does not use it"),
+        ({"variant": "sampdetox-code", "transforms": ["gray"]}, "transforms: method sampdetox does not use"),
+        ({"method": "diffpure", "t_star": 0}, "t star: 0 is not from 1 to 1000"),
+        ({"method": "diffpure", "t_star": 1001}, "t star: 1001 is not"),
+        ({"method": "sampdetox", "t1": 0}, "t1: 0 is not from 1 to 999"),
+        ({"method": "sampdetox", "t2": 1000}, "t2: 1000 is not"),
+        ({"method": "sampdetox", "stride": 0}, "stride: 0 is not"),
+        ({"method": "sampdetox", "ssim_range": 2}, "ssim range: 2 is neither 255 nor 1"),
+        ({"method": "shrinkpad", "pad": -1}, "pad: -1 is negative"),
+    ],
+    ids=str,
+)
+def test_what_the_methods_of_other_papers_do_not_take_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        purify_config(**given)
+
+
+def test_the_class_refuses_what_belongs_to_another_method() -> None:
+    with pytest.raises(ConfigError, match="t_star: method zip does not use it"):
+        PurifyConfig(method="zip", t_star=50)
+
+
+@pytest.mark.parametrize(
+    ("given", "eta", "steps"),
+    [
+        ({"method": "ddnm"}, 0.85, 100),
+        ({"method": "ddnm", "eta": 1.0, "steps": 20}, 1.0, 20),
+        ({"method": "ddnm", "grid": "full"}, 0.85, 20),
+        ({"method": "zip"}, 1.0, 5),
+        ({"sampler": "decoupled"}, 1.0, 3),
+    ],
+    ids=str,
+)
+def test_defaults_that_are_left_to_the_method_survive_a_change(
+    given: dict[str, Any], eta: float, steps: int
+) -> None:
+    config = purify_config(**given)
+    for one in (config, config.changed(device="cpu"), config.changed(seed=3).changed(dtype="float32")):
+        assert (one.method, one.eta, one.steps) == (config.method, eta, steps)
+
+
+def test_a_stride_chooses_the_sampler_that_has_one() -> None:
+    assert purify_config(method="sampdetox").sampler == "ddpm"
+    for stride in (5, 20):
+        assert purify_config(method="sampdetox", stride=stride).sampler == "ddim"
 
 
 # What decides the pixels

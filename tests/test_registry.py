@@ -5,27 +5,29 @@ import torch
 from fakes import FakeEps, noise_per_image
 
 from zipcli.cli.main import COMMANDS, cli
-from zipcli.config import DETECTOR_SETTINGS, METHOD_SETTINGS, purify_config
+from zipcli.config import DETECTOR_SETTINGS, METHOD_SAMPLERS, METHOD_SETTINGS, purify_config
 from zipcli.detectors import DETECTORS
 from zipcli.errors import ConfigError
-from zipcli.methods import METHODS
+from zipcli.methods import EVALUATIONS, METHODS
 from zipcli.registry import Registry
 from zipcli.transforms import TRANSFORMS, make_operator
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_purifies_a_tiny_image(name: str) -> None:
-    x = torch.rand(2, 3, 6, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x = torch.rand(2, 3, 12, 11, generator=torch.Generator().manual_seed(0)) * 2 - 1
     config = purify_config(method=name)
     operators = (make_operator("blur:2", lambda _: x),)
     clean = METHODS[name](x, FakeEps(), operators, config, noise=noise_per_image([1, 2]))
     assert clean.shape == x.shape
     assert clean.isfinite().all()
-    assert not torch.equal(clean, x)
+    assert torch.equal(clean, x) == (name == "none")
 
 
 def test_every_method_says_which_settings_it_reads() -> None:
-    assert set(METHODS) == set(METHOD_SETTINGS)
+    assert set(METHODS) == set(METHOD_SETTINGS) == set(METHOD_SAMPLERS)
+    networks = {name for name in METHODS if purify_config(method=name).needs_model}
+    assert set(EVALUATIONS) == networks
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -25,27 +25,50 @@ FRAMES = ("one", "first")
 
 # What each sampler and each method reads. An option that the chosen one does not use is refused, and what
 # was left to us is chosen such that it uses every option that was given.
-_DDIM = frozenset({"eta", "lambda_", "grid", "variant", "clip_x0", "travel_length", "travel_repeat"})
+_PUBLISHED = frozenset({"eta", "lambda_", "grid", "variant", "clip_x0", "travel_length", "travel_repeat"})
 SAMPLER_SETTINGS: Mapping[str, frozenset[str]] = {
     "decoupled": frozenset({"lambda_"}),
     "warm": frozenset({"eta", "lambda_"}),
     "multistep": frozenset({"eta", "lambda_"}),
-    "ddim": _DDIM,
+    "ddim": _PUBLISHED | {"stride"},
+    "sde": frozenset({"variant"}),
+    "ddpm": frozenset({"variant"}),
+    "ode": frozenset({"variant"}),
 }
+_OF_SAMPLERS = frozenset().union(*SAMPLER_SETTINGS.values())
 METHOD_SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "nullspace": ("warm", "decoupled", "multistep"),
     "zip": ("warm", "decoupled", "multistep", "ddim"),
+    "ddnm": (),
+    "diffpure": ("sde", "ddpm", "ode"),
+    "blur+diffpure": ("sde", "ddpm", "ode"),
+    "sampdetox": ("ddpm", "ddim"),
+    "shrinkpad": (),
     "blur": (),
+    "gray": (),
+    "none": (),
 }
-_NETWORK = frozenset(
-    {"device", "dtype", "compile", "batch_size", "fit", "tile", "overlap", "seed", "offline"}
-)
-_CHAIN = _NETWORK | {"transforms", "model", "sampler", "steps", "eta", "lambda_"}
+_PIXELS = frozenset({"device", "batch_size"})
+_NETWORK = _PIXELS | {"model", "dtype", "compile", "fit", "tile", "overlap", "seed", "offline"}
+_CHAIN = _NETWORK | {"transforms", "sampler", "steps", "eta", "lambda_"}
+_DIFFPURE = _NETWORK | {"sampler", "t_star"}
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
-    "zip": _CHAIN | _DDIM,
+    "zip": _CHAIN | _PUBLISHED,
     "nullspace": _CHAIN,
-    "blur": frozenset({"transforms", "device", "batch_size"}),
+    "ddnm": _NETWORK
+    | {"transforms", "steps", "eta", "grid", "travel_length", "travel_repeat", "simplified", "variant"},
+    "diffpure": _DIFFPURE | {"variant"},
+    "blur+diffpure": _DIFFPURE | {"transforms"},
+    "sampdetox": _NETWORK | {"sampler", "t1", "t2", "stride", "ssim_range", "variant"},
+    "shrinkpad": _PIXELS | {"pad", "seed", "variant"},
+    "blur": _PIXELS | {"transforms"},
+    "gray": _PIXELS,
+    "none": _PIXELS,
 }
+_OF_ONE_METHOD = frozenset({"pad", "t_star", "t1", "t2", "stride", "ssim_range", "simplified"})
+
+ONE_TRANSFORM = ("warm", "decoupled", "multistep", "ddnm")
+"""Samplers and methods whose result keeps what any of several transforms keeps, and so take one."""
 
 BLIND_SIGMA = 0.5
 """The noise level that a network is told where it has to see by itself what does not belong into an image."""
@@ -53,15 +76,21 @@ BLIND_SIGMA = 0.5
 OF_THE_TRANSFORM = -math.inf
 """A lambda that is left to the transform."""
 
+OF_THE_METHOD = -math.inf
+"""An eta that is left to the method."""
+
 KEEPS_PIXELS = ("mask:", "identity")
 """Transforms that keep pixels as they are, because somebody trusts them: no faint trigger is in those."""
 
 DDIM_STEPS = 20
 """Steps of the published chain where nobody says how many (ZIP, section 4)."""
 
-STEPS: Mapping[str, int] = {"nullspace": 3, "zip": 5}
+STEPS: Mapping[str, int] = {"nullspace": 3, "zip": 5, "ddnm": 100}
 """The same of the chains that begin near the image: the fewest that are as good as the published one, or for
-zip nearly so (examples/measure_samplers.py)."""
+zip nearly so (examples/measure_samplers.py); and those of the program of DDNM."""
+
+ETA: Mapping[str, float] = {"ddnm": 0.85}
+"""Share of fresh noise where nobody says how much, and the method has a value of its own."""
 
 _LEFT_TO_US: Mapping[str, Any] = {"method": "auto", "steps": 0}
 """The values of what a model has still a say in, where nobody has chosen."""
@@ -74,6 +103,22 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "paper-alg1": {"method": "zip", "sampler": "ddim", "grid": "full", "steps": 1000, "eta": 1.0},
     # Algorithm 2: DDIM over T, T-S, ..., S, 1 with T = 1000 and S = 50.
     "paper-alg2": {"method": "zip", "sampler": "ddim", "grid": "paper", "steps": 20, "eta": 1.0},
+    # The program of DDNM, its path by SVD and the one of --simplified; and as ZIP ran it for its table 6.
+    "ddnm-paper": {"method": "ddnm", "grid": "official", "steps": 100, "eta": 0.85, "simplified": False},
+    "ddnm-simplified": {"method": "ddnm", "grid": "official", "steps": 100, "eta": 0.85, "simplified": True},
+    "ddnm-zip": {"method": "ddnm", "grid": "official", "steps": 20, "eta": 0.85, "simplified": False},
+    # DiffPure against perturbations of 8/255 on CIFAR-10 and of 4/255 on ImageNet.
+    "diffpure-cifar10": {"method": "diffpure", "sampler": "sde", "t_star": 100},
+    "diffpure-imagenet": {"method": "diffpure", "sampler": "sde", "t_star": 150},
+    # The released program; its levels are those of a linear schedule.
+    "sampdetox-code": {"method": "sampdetox", "sampler": "ddpm", "t1": 120, "t2": 120, "ssim_range": 255},
+    # The paper has levels 20 and 120 of a cosine schedule, and strides of 20: 1 + 6 evaluations. These have
+    # the same alpha_bar.
+    "sampdetox-paper": {
+        **{"method": "sampdetox", "sampler": "ddim", "t1": 9, "t2": 58, "stride": 10, "ssim_range": 255}
+    },
+    # BackdoorBox, for images of 32 pixels.
+    "shrinkpad-backdoorbox": {"method": "shrinkpad", "pad": 4},
 }
 
 
@@ -221,6 +266,16 @@ class MethodConfig:
         clip_x0: Clip the estimate of x_0 to [-1, 1] before it is corrected.
         travel_length: Time travel goes back this many steps (1 with repeat 1: no travel).
         travel_repeat: How often each stretch is walked.
+        simplified: Of ddnm, weaken the noise of the last steps, as the program does with --simplified.
+        t_star: Of diffpure, timesteps of noise that are added and removed; 1,000 leave nothing. Timesteps
+            here and below are those of DDPM's linear schedule; a prior with another one is asked where it
+            has as much noise.
+        t1: Of sampdetox, the timestep, from 0, that the whole image is noised to.
+        t2: Of sampdetox, the timestep that the pixels are noised to that have changed most.
+        stride: Of sampdetox with ddim, timesteps from one evaluation to the next.
+        ssim_range: Of sampdetox, range of values that SSIM is told, for values from 0 to 1: 255 is what the
+            program says, by which SSIM sees little but brightness, and 1 is what it means.
+        pad: Of shrinkpad, pixels that each side loses; None for an eighth, and at least 4.
     """
 
     sampler: str = "ddim"
@@ -231,6 +286,13 @@ class MethodConfig:
     clip_x0: bool = False
     travel_length: int = 1
     travel_repeat: int = 1
+    simplified: bool = False
+    t_star: int = 100
+    t1: int = 20
+    t2: int = 120
+    stride: int = 20
+    ssim_range: int = 255
+    pad: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -249,6 +311,12 @@ class MethodConfig:
             self.travel_length == 1 or self.travel_repeat > 1,
             "travel length: without a travel repeat of 2 or more it does nothing; leave it out",
         )
+        check(1 <= self.t_star <= 1000, f"t star: {self.t_star} is not from 1 to 1000")
+        check(1 <= self.t1 <= 999, f"t1: {self.t1} is not from 1 to 999")
+        check(1 <= self.t2 <= 999, f"t2: {self.t2} is not from 1 to 999")
+        check(1 <= self.stride <= 999, f"stride: {self.stride} is not from 1 to 999")
+        check(self.ssim_range in (1, 255), f"ssim range: {self.ssim_range} is neither 255 nor 1")
+        check(self.pad is None or self.pad >= 0, f"pad: {self.pad} is negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,9 +328,11 @@ class PurifyConfig(MethodConfig):
     Attributes:
         method: Name of the method; auto is nullspace for one transform and a prior that was trained for it,
             which `for_model` is told, and zip otherwise.
-        sampler: As in `MethodConfig`; auto is warm, and ddim for several transforms.
+        sampler: As in `MethodConfig`; auto is the first of the method that uses all that was said, and ddim
+            for several transforms.
         lambda_: Likewise; left out it is 10, and infinite for one transform that keeps pixels as they are.
-        steps: Likewise; 0 is 20 with ddim, and else 3 of nullspace and 5 of zip.
+        eta: Likewise; left out it is 1, and 0.85 of ddnm.
+        steps: Likewise; 0 is 100 of ddnm, 20 with ddim, and else 3 of nullspace and 5 of zip.
         transforms: Linear transforms A. Each value is one transform, or several joined with "+"
             and applied left to right; the corrections of several values are averaged.
         variant: A published group of settings, or None.
@@ -283,6 +353,7 @@ class PurifyConfig(MethodConfig):
     sampler: str = "auto"
     steps: int = 0
     lambda_: float = OF_THE_TRANSFORM
+    eta: float = OF_THE_METHOD
     transforms: tuple[str, ...] = ("blur",)
     variant: str | None = None
     model: str = "builtin"
@@ -317,7 +388,13 @@ class PurifyConfig(MethodConfig):
 
     def _choose(self) -> None:
         """Choose what was left to us: the first method and the first sampler that use all that was said."""
-        said = {name for name in _DDIM if getattr(self, name) != getattr(PurifyConfig, name)}
+        # What nobody said has either of two values: the open one, or the settled one of a config that is
+        # built from another.
+        said = {
+            name
+            for name in _OF_SAMPLERS
+            if getattr(self, name) not in (getattr(PurifyConfig, name), getattr(MethodConfig, name, None))
+        }
         check_choice("method", self.method, ("auto", *METHOD_SETTINGS))
         check_choice("sampler", self.sampler, ("auto", *SAMPLER_SETTINGS))
         if self.method == "auto":
@@ -342,19 +419,29 @@ class PurifyConfig(MethodConfig):
         )
         # A correction that is the mean of several, made again at every step, keeps in the end what any of
         # them keeps; only the published chain lets go of it in time.
+        kind, name = ("sampler", self.sampler) if samplers else ("method", self.method)
         check(
-            not samplers or self.sampler == "ddim" or len(self.transforms) <= 1,
-            f"sampler: {self.sampler} takes one transform, as it keeps what any keeps; join them to "
+            name not in ONE_TRANSFORM or len(self.transforms) <= 1,
+            f"{kind}: {name} takes one transform, as it keeps what any keeps; join them to "
             f"{'+'.join(self.transforms)}, or use --method zip --sampler ddim",
         )
         for name in said - SAMPLER_SETTINGS[self.sampler]:
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
+        for name in _OF_ONE_METHOD - METHOD_SETTINGS[self.method]:
+            check(
+                getattr(self, name) == getattr(PurifyConfig, name),
+                f"{name}: method {self.method} does not use it; leave it out",
+            )
         if self.lambda_ == OF_THE_TRANSFORM:
             transform = "".join(self.transforms[:1])
             exact = self.sampler != "ddim" and transform.startswith(KEEPS_PIXELS) and "+" not in transform
             object.__setattr__(self, "lambda_", math.inf if exact else MethodConfig.lambda_)
+        if self.eta == OF_THE_METHOD:
+            object.__setattr__(self, "eta", ETA.get(self.method, MethodConfig.eta))
         if self.steps == 0:
-            object.__setattr__(self, "steps", DDIM_STEPS if self.sampler == "ddim" else STEPS[self.method])
+            as_published = self.grid == "full" or (samplers and self.sampler == "ddim")
+            steps = DDIM_STEPS if as_published else STEPS.get(self.method, DDIM_STEPS)
+            object.__setattr__(self, "steps", steps)
 
     def changed(self, **changes: Any) -> "PurifyConfig":
         """The same with other values; unlike with `replace`, a method that nobody chose stays open."""
@@ -391,7 +478,7 @@ class PurifyConfig(MethodConfig):
         """What can change a pixel: the settings the method reads, less where and how many."""
         # A variant is a name for the values beside it; the digest of a model says more than its path.
         used = METHOD_SETTINGS[self.method] - {"device", "batch_size", "variant", "model", "offline"}
-        used -= _DDIM - SAMPLER_SETTINGS[self.sampler]
+        used -= _OF_SAMPLERS - SAMPLER_SETTINGS[self.sampler]
         used -= set() if self.compile else {"compile"}  # records from before there was one go on to hold
         settings = {name: value for name, value in asdict(self).items() if name in used}
         if settings.get("grid") == "full":
@@ -415,16 +502,29 @@ def purify_config(**given: Any) -> PurifyConfig:
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         check(name in known, unknown_name("setting", name, known))
-    _refuse_unused(given)
-    if "transforms" in given and not isinstance(given["transforms"], str):
-        given["transforms"] = tuple(given["transforms"])
     variant = given.get("variant")
     if variant is not None:
         check_choice("variant", variant, VARIANTS)
-        given = {**VARIANTS[variant], **given}
-        if variant == "official":
-            given["transforms"] = _official_transforms(given.get("transforms", ("blur:2",)))
+        _refuse_variant_of_another(given, variant)
+        given = {**VARIANTS[variant], **given, "method": VARIANTS[variant]["method"]}
+    _refuse_unused(given)
+    if "transforms" in given and not isinstance(given["transforms"], str):
+        given["transforms"] = tuple(given["transforms"])
+    if variant == "official":
+        given["transforms"] = _official_transforms(given.get("transforms", ("blur:2",)))
     return PurifyConfig(**given)
+
+
+def _refuse_variant_of_another(given: dict[str, Any], variant: str) -> None:
+    """Refuse a method beside a variant that is not one of its."""
+    own, method = VARIANTS[variant]["method"], given.get("method", "auto")
+    check_choice("method", method, ("auto", *METHOD_SETTINGS))
+    uses = method == "auto" or "variant" in METHOD_SETTINGS[method]
+    check(uses, f"variant: method {method} does not use it; leave it out")
+    check(
+        method in ("auto", own),
+        f"method: variant {variant} fixes it to {own}, not {method}; leave out one of the two",
+    )
 
 
 def _refuse_unused(given: dict[str, Any]) -> None:
@@ -432,14 +532,15 @@ def _refuse_unused(given: dict[str, Any]) -> None:
     method, sampler = given.get("method", "auto"), given.get("sampler", "auto")
     check_choice("method", method, ("auto", *METHOD_SETTINGS))
     check_choice("sampler", sampler, ("auto", *SAMPLER_SETTINGS))
-    if method != "auto":
-        for name in given.keys() - METHOD_SETTINGS[method] - {"method"}:
-            raise ConfigError(f"{name.rstrip('_')}: method {method} does not use it; leave it out")
-    said = given.keys() & _DDIM
+    for name in given.keys() - METHOD_SETTINGS["zip" if method == "auto" else method] - {"method"}:
+        users = [user for user, used in METHOD_SETTINGS.items() if name in used]
+        what = f"say --method {' or '.join(users)}" if method == "auto" else "leave it out"
+        raise ConfigError(f"{name.rstrip('_')}: method {method} does not use it; {what}")
+    said = given.keys() & _OF_SAMPLERS
     if sampler != "auto":
         for name in said - SAMPLER_SETTINGS[sampler]:
             raise ConfigError(f"{name.rstrip('_')}: sampler {sampler} does not use it; leave it out")
-    elif not said <= SAMPLER_SETTINGS["warm"]:
+    elif not said <= SAMPLER_SETTINGS["warm"] and "ddim" in METHOD_SAMPLERS.get(method, ("ddim",)):
         given["sampler"] = "ddim"
 
 

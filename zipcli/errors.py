@@ -41,6 +41,7 @@ class Reason(StrEnum):
     DECODE_TIMEOUT = "decode_timeout"
     MASK_SIZE = "mask_size"
     TRANSFORM_UNFIT = "transform_unfit"
+    METHOD_UNFIT = "method_unfit"
     NONFINITE = "nonfinite"
     SUSPECT_OUTPUT = "suspect_output"
     OUT_OF_MEMORY = "out_of_memory"

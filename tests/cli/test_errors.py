@@ -249,7 +249,7 @@ def test_an_output_below_a_file_exits_5_and_is_named(here: Path) -> None:
         (["--lambda", "nan"], ["lambda"]),
         (["--lambda", "x"], ["--lambda"]),
         (["--eta", "nan"], ["eta"]),
-        (["--eta", "1.1"], ["--eta"]),
+        (["--eta", "1.1"], ["eta"]),
         (["--seed", str(2**63)], ["seed"]),
         (["--device", "cuda:99"], ["cuda:99", "--device cpu"]),
         (["--device", "banana"], ["banana", "cpu"]),

@@ -75,6 +75,9 @@ def test_the_help_shows_the_defaults(config: type) -> None:
         if field.name == "lambda_":
             assert "[default: (10; inf for a mask)" in shown["lambda_"]
             continue
+        if field.name == "eta":
+            assert "[default: (1; 0.85 for ddnm)" in shown["eta"]
+            continue
         word = default[0] if isinstance(default, tuple) else str(default)
         assert f"[default: {word}" in shown[field.name]
 
@@ -121,12 +124,12 @@ def test_a_picture_larger_than_the_window_keeps_its_size_unless_cropped(here: Pa
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 @pytest.mark.parametrize(("mode", "name"), [("L", "a.png"), ("RGB", "a.png"), ("L", "a.jpg")])
 def test_grey_stays_grey_and_colour_colour(here: Path, method: str, mode: str, name: str) -> None:
-    picture(here / "in" / name, (9, 12), mode)
+    picture(here / "in" / name, (11, 12), mode)
     result = invoke("purify", "in", "out", "--method", method, "--format", "same")
     assert result.exit_code == 0, result.stderr
     with Image.open(here / "out" / name) as clean:
         assert clean.mode == mode
-        assert clean.size == (9, 12)
+        assert clean.size == (11, 12)
 
 
 def test_the_prior_changes_every_picture(here: Path) -> None:

@@ -1,6 +1,6 @@
-"""The equations of ZIP (Shi et al., NeurIPS 2023), transcribed slowly in float64.
+"""The equations of ZIP (Shi et al., NeurIPS 2023) and of its rivals, transcribed slowly in float64.
 
-This shares no code with zipcli, so that the two can be compared. It follows the paper's own letters and
+This shares no code with zipcli, so that the two can be compared. It follows the papers' own letters and
 order: timesteps t = T, ..., 1 with alpha_bar[0] = 1, the state x_t is what gets rectified (eq. 9), and
 one image (C, H, W) at a time. Pixels are visited with plain loops.
 """
@@ -190,3 +190,145 @@ def algorithm_2(
         direction = math.sqrt(max(0.0, 1.0 - alpha_bar_prev - sigma**2))
         x_t = math.sqrt(alpha_bar_prev) * x_0 + direction * e + sigma * noise[step]
     return x_t
+
+
+def ddnm(
+    x_P: Array,
+    eps: Eps,
+    transform: Transform,
+    noise: Sequence[Array],
+    schedule: Schedule,
+    visited: Sequence[int],
+    eta: float,
+    *,
+    simplified: bool,
+) -> Array:
+    """Wang et al. 2023 (DDNM), algorithm 1, with the noise of the program's two paths; t = `visited`."""
+    y = transform.A(x_P)
+    x_t = noise[0]
+    for step, t in enumerate(visited, start=1):
+        t_next = visited[step] if step < len(visited) else 0
+        alpha_bar, alpha_bar_prev = schedule.alpha_bar[t], schedule.alpha_bar[t_next]
+        e = eps(x_t, t - 1)
+        x_0 = (x_t - math.sqrt(1.0 - alpha_bar) * e) / math.sqrt(alpha_bar)
+        x_0_hat = transform.A_pinv(y) + x_0 - transform.project(x_0)
+        c_1 = math.sqrt(1.0 - alpha_bar_prev) * eta
+        c_2 = math.sqrt(1.0 - alpha_bar_prev) * math.sqrt(1.0 - eta**2)
+        gamma = math.sqrt(1.0 - alpha_bar_prev**2) if simplified else 1.0
+        x_t = math.sqrt(alpha_bar_prev) * x_0_hat + gamma * (c_1 * noise[step] + c_2 * e)
+    return x_t
+
+
+def diffpure_sde(
+    x: Array, eps: Eps, noise: Sequence[Array], schedule: Schedule, t_star: int, *, is_ode: bool = False
+) -> Array:
+    """Nie et al. 2022 (DiffPure), eq. 4 to 6, by Euler-Maruyama; the ODE has half the score and no noise."""
+    alpha_bar = schedule.alpha_bar[t_star]
+    x_t = math.sqrt(alpha_bar) * x + math.sqrt(1.0 - alpha_bar) * noise[0]
+    times = [k / 1000.0 for k in range(t_star, 0, -1)] + [1e-5]
+    for step in range(t_star):
+        t, dt = times[step], times[step] - times[step + 1]
+        beta = 0.1 + 19.9 * t
+        integral = 0.1 * t + 19.9 * t**2 / 2.0
+        score = -eps(x_t, t_star - 1 - step) / math.sqrt(1.0 - math.exp(-integral))
+        f = -0.5 * beta * x_t
+        if is_ode:
+            x_t = x_t - (f - 0.5 * beta * score) * dt
+        else:
+            x_t = x_t - (f - beta * score) * dt + math.sqrt(beta) * math.sqrt(dt) * noise[step + 1]
+    return x_t
+
+
+def diffpure_ddpm(x: Array, eps: Eps, noise: Sequence[Array], schedule: Schedule, t_star: int) -> Array:
+    """The same by ancestral sampling, Ho et al. 2020, eq. 6 and 7, with x_0 clipped; no noise at t = 1."""
+    alpha_bar = schedule.alpha_bar[t_star]
+    x_t = math.sqrt(alpha_bar) * x + math.sqrt(1.0 - alpha_bar) * noise[0]
+    for step, t in enumerate(range(t_star, 0, -1), start=1):
+        beta, alpha_bar, alpha_bar_prev = schedule.beta[t], schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
+        e = eps(x_t, t - 1)
+        x_0 = np.minimum(1.0, np.maximum(-1.0, (x_t - math.sqrt(1.0 - alpha_bar) * e) / math.sqrt(alpha_bar)))
+        mean = math.sqrt(alpha_bar_prev) * beta * x_0 + math.sqrt(1.0 - beta) * (1.0 - alpha_bar_prev) * x_t
+        x_t = mean / (1.0 - alpha_bar)
+        if t > 1:
+            x_t = x_t + math.sqrt(beta * (1.0 - alpha_bar_prev) / (1.0 - alpha_bar)) * noise[step]
+    return x_t
+
+
+def ssim_map(u: Array, v: Array, R: float) -> Array:
+    """Wang et al. 2004, eq. 13, of one channel (H, W): 11 by 11 Gaussian, mirrored borders, 121 / 120."""
+    H, W = u.shape
+    window = {(a, b): math.exp(-0.5 * (a * a + b * b) / 1.5**2) for a in range(-5, 6) for b in range(-5, 6)}
+    total = sum(window.values())
+    C_1, C_2 = (0.01 * R) ** 2, (0.03 * R) ** 2
+    S = np.zeros((H, W))
+    for i in range(H):
+        for j in range(W):
+            mu_u = mu_v = uu = vv = uv = 0.0
+            for (a, b), weight in window.items():
+                row, column = i + a, j + b
+                row = -1 - row if row < 0 else 2 * H - 1 - row if row >= H else row
+                column = -1 - column if column < 0 else 2 * W - 1 - column if column >= W else column
+                p, q, w = float(u[row, column]), float(v[row, column]), weight / total
+                mu_u, mu_v = mu_u + w * p, mu_v + w * q
+                uu, vv, uv = uu + w * p * p, vv + w * q * q, uv + w * p * q
+            var_u, var_v, cov = (121.0 / 120.0 * m for m in (uu - mu_u**2, vv - mu_v**2, uv - mu_u * mu_v))
+            S[i, j] = (2.0 * mu_u * mu_v + C_1) * (2.0 * cov + C_2)
+            S[i, j] /= (mu_u**2 + mu_v**2 + C_1) * (var_u + var_v + C_2)
+    return S
+
+
+def sampdetox(
+    x: Array,
+    eps: Eps,
+    noise: Sequence[Array],
+    schedule: Schedule,
+    T_1: int,
+    T_2: int,
+    R: float,
+    stride: int | None = None,
+) -> Array:
+    """Yang et al. 2024 (SampDetox) as its program has it, pixel by pixel; with a stride by DDIM.
+
+    T_1 and T_2 count from 0, as in the program, and so does i.
+    """
+    C, H, W = x.shape
+    draws = iter(noise)
+    nu = next(draws)
+
+    def alpha_bar(i: int) -> float:
+        return schedule.alpha_bar[i + 1]
+
+    def denoise(image: Array, tau: list[list[int]], T: int) -> Array:
+        x_t = np.zeros(x.shape)
+        for c in range(C):
+            for row in range(H):
+                for column in range(W):
+                    a = alpha_bar(tau[row][column])
+                    x_t[c, row, column] = (
+                        math.sqrt(a) * image[c, row, column] + math.sqrt(1.0 - a) * nu[c, row, column]
+                    )
+        for i in range(T - 1, -1, -1) if stride is None else range(T, 0, -stride):
+            e = eps(x_t, i)
+            if stride is None:
+                beta, following = schedule.beta[i + 1], i
+                full = (x_t - beta / math.sqrt(1.0 - alpha_bar(i)) * e) / math.sqrt(1.0 - beta)
+                if i > 0:
+                    full = full + math.sqrt(beta) * next(draws)
+            else:
+                following = max(0, i - stride)
+                a_next = alpha_bar(following) if following else 1.0
+                x_0 = (x_t - math.sqrt(1.0 - alpha_bar(i)) * e) / math.sqrt(alpha_bar(i))
+                full = math.sqrt(a_next) * x_0 + math.sqrt(1.0 - a_next) * e
+            for row in range(H):
+                for column in range(W):
+                    if tau[row][column] > following:
+                        x_t[:, row, column] = full[:, row, column]
+        return x_t
+
+    x_bar = np.minimum(1.0, np.maximum(-1.0, denoise(x, [[T_1] * W] * H, T_1)))
+    u, u_bar = (x + 1.0) / 2.0, (x_bar + 1.0) / 2.0
+    red, green, blue = (ssim_map(u[c], u_bar[c], R) for c in range(C))
+    g = 0.11 * red + 0.59 * green + 0.30 * blue
+    g = (g - g.min()) / (g.max() - g.min())
+    tau = [[int((1.0 - g[row, column]) * T_2) for column in range(W)] for row in range(H)]
+    return denoise(x_bar, tau, T_2)

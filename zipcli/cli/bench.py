@@ -96,7 +96,8 @@ def bench(
             f"{bench.peaks.convolution:,.0f} GFLOP/s in convolutions, {bench.peaks.matmul:,.0f} in matrices"
         )
         say(f"{facts['device']}, {facts['dtype']}, {_threads()} threads; at best {best}")
-        say(f"method {bench.config.method}" + (f", sampler {config.sampler}" if config.needs_model else ""))
+        sampler = bench.config.pixel_settings().get("sampler")
+        say(f"method {bench.config.method}" + (f", sampler {sampler}" if sampler else ""))
         click.echo("  ".join(f"{name:>8}" for name in HEAD))
     for size in sizes:
         for batch_size in batch_sizes or (None,):

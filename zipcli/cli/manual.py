@@ -102,7 +102,7 @@ def _options(ctx: click.Context) -> Iterator[str]:
         record = option.get_help_record(ctx)
         if isinstance(option, click.Option) and record is not None:
             names = re.sub(r"(?<![^ /,])(\\-[\w\\-]+)", r"\\fB\1\\fR", _text(record[0]))
-            yield from (".TP", names, _text(record[1]))
+            yield from (".TP", names.replace("|", r"|\:"), _text(record[1]))  # a line may end there
 
 
 def _environment(ctx: click.Context) -> Iterator[str]:

@@ -91,24 +91,28 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     default=PurifyConfig.method,
     show_default=True,
     help="zip refills what the transforms removed; nullspace does, too, and hides nothing else under noise, "
-    "for which a prior must be trained; blur only transforms. auto is nullspace for one transform and "
-    "such a prior, and else zip.",
+    "for which a prior must be trained; auto is nullspace for one transform and such a prior, and else zip. "
+    "To compare with: ddnm refills like zip and never lets go of what it kept; diffpure adds noise and takes "
+    "it away again, blur+diffpure after the transforms; sampdetox does so twice, the second time where the "
+    "first changed most. Without a network: shrinkpad shrinks and shifts, blur only transforms, gray takes "
+    "the colour, none changes nothing.",
 )
 @click.option(
     "--sampler",
     type=Name("sampler", ("auto", *SAMPLER_SETTINGS)),
     default=PurifyConfig.sampler,
     show_default=True,
-    help="warm (auto), decoupled and multistep begin near the image; ddim is the chain of the ZIP paper, "
-    "from pure noise, and the one for several transforms.",
+    help="How a chain gets from one step to the next. zip, nullspace: warm (auto), decoupled and multistep "
+    "begin near the image; ddim is the chain of the ZIP paper, from pure noise, and the one for several "
+    "transforms. diffpure: sde (auto), ddpm, ode. sampdetox: ddpm (auto), and ddim for fewer evaluations.",
 )
 @click.option(
     "--steps",
     type=click.IntRange(min=0),
     default=PurifyConfig.steps,
     show_default=True,
-    help="Steps of the chain; each costs an evaluation of the network. 0 is 3 for nullspace, 5 for zip, and "
-    "20 with --sampler ddim.",
+    help="Steps of the chain; each costs an evaluation of the network. 0 is 3 for nullspace, 5 for zip, "
+    "20 with --sampler ddim, and 100 for ddnm.",
 )
 @click.option(
     "--lambda",
@@ -121,23 +125,25 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 )
 @click.option(
     "--eta",
-    type=click.FloatRange(0, 1),
+    type=float,
     default=PurifyConfig.eta,
-    show_default=True,
-    help="ddim, warm, multistep: fresh noise in each step: 0 none (DDIM), 1 full (DDPM).",
+    show_default="1; 0.85 for ddnm",
+    help="ddim, warm, multistep: fresh noise in each step: 0 none (DDIM), 1 full (DDPM). ddnm: its share of "
+    "all noise.",
 )
 @click.option(
     "--grid",
     type=Name("grid", GRIDS),
     default=PurifyConfig.grid,
     show_default=True,
-    help="ddim: which timesteps are visited: official (950 ... 50, 0), paper (999 ... 49, 0), full (all).",
+    help="ddim, ddnm: which timesteps are visited: official (950 ... 50, 0), paper (999 ... 49, 0), full "
+    "(all).",
 )
 @click.option(
     "--variant",
     type=Name("variant", VARIANTS),
     default=None,
-    help="Published settings by name; they fix method, sampler, steps, eta and grid.",
+    help="Published settings by name; they fix the method and what is published of it.",
 )
 @click.option("--clip-x0", is_flag=True, help="ddim: clip the estimate of the clean image in every step.")
 @click.option(
@@ -145,14 +151,64 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=click.IntRange(min=1),
     default=PurifyConfig.travel_length,
     show_default=True,
-    help="ddim: time travel: steps that each jump goes back.",
+    help="ddim, ddnm: time travel: steps that each jump goes back.",
 )
 @click.option(
     "--travel-repeat",
     type=click.IntRange(min=1),
     default=PurifyConfig.travel_repeat,
     show_default=True,
-    help="ddim: time travel: how often each stretch is walked.",
+    help="ddim, ddnm: time travel: how often each stretch is walked.",
+)
+@click.option(
+    "--simplified",
+    is_flag=True,
+    help="ddnm: weaken the noise of the last steps, as its program does with the option of this name.",
+)
+@click.option(
+    "--t-star",
+    type=click.IntRange(1, 1000),
+    default=PurifyConfig.t_star,
+    show_default=True,
+    help="diffpure: timesteps of noise that are added and taken away, each one evaluation. Timesteps here "
+    "and below are those of DDPM's linear schedule, whatever that of the model is.",
+)
+@click.option(
+    "--t1",
+    type=click.IntRange(1, 999),
+    default=PurifyConfig.t1,
+    show_default=True,
+    help="sampdetox: timestep, from 0, that the whole image is noised to.",
+)
+@click.option(
+    "--t2",
+    type=click.IntRange(1, 999),
+    default=PurifyConfig.t2,
+    show_default=True,
+    help="sampdetox: timestep that the pixels are noised to that changed most.",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1, 999),
+    default=PurifyConfig.stride,
+    show_default=True,
+    help="sampdetox with ddim: timesteps from one evaluation to the next.",
+)
+@click.option(
+    "--ssim-range",
+    type=int,
+    default=PurifyConfig.ssim_range,
+    show_default=True,
+    metavar="255|1",
+    help="sampdetox: range of values that SSIM is told: 255, as its program says, finds changes of "
+    "brightness; 1, which is meant, those of structure, and many more.",
+)
+@click.option(
+    "--pad",
+    type=click.IntRange(min=0),
+    default=PurifyConfig.pad,
+    metavar="PIXELS",
+    help="shrinkpad: what each side loses.  [default: an eighth, and at least 4]",
 )
 @click.option(
     "--model",

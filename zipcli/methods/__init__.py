@@ -1,5 +1,8 @@
 """Purification methods."""
 
+from collections.abc import Callable
+
+from zipcli.config import MethodConfig, NoiseSchedule
 from zipcli.protocols import Method
 from zipcli.registry import Registry
 
@@ -8,6 +11,26 @@ METHODS: Registry[Method] = Registry(
     {
         "zip": "zipcli.methods.zip:purify",
         "nullspace": "zipcli.methods.nullspace:purify",
+        "ddnm": "zipcli.methods.ddnm:purify",
+        "diffpure": "zipcli.methods.diffpure:purify",
+        "blur+diffpure": "zipcli.methods.diffpure:purify_transformed",
+        "sampdetox": "zipcli.methods.sampdetox:purify",
+        "shrinkpad": "zipcli.methods.shrinkpad:purify",
         "blur": "zipcli.methods.blur:purify",
+        "gray": "zipcli.methods.gray:purify",
+        "none": "zipcli.methods.none:purify",
     },
 )
+
+EVALUATIONS: Registry[Callable[[MethodConfig, NoiseSchedule], int]] = Registry(
+    "method with a network",
+    {
+        "zip": "zipcli.methods.zip:evaluations",
+        "nullspace": "zipcli.methods.few:evaluations",
+        "ddnm": "zipcli.methods.grids:evaluations",
+        "diffpure": "zipcli.methods.diffpure:evaluations",
+        "blur+diffpure": "zipcli.methods.diffpure:evaluations",
+        "sampdetox": "zipcli.methods.sampdetox:evaluations",
+    },
+)
+"""How often each asks the network about an image; `ConfigError` where its chain does not fit a model."""

@@ -24,7 +24,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from zipcli.config import MethodConfig
+from zipcli.config import MethodConfig, NoiseSchedule, check
 from zipcli.methods.steps import FiniteWatch, confidence
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
@@ -91,6 +91,19 @@ def restore(
         watch.see(step, state)
     watch.refuse(timesteps)
     return state
+
+
+def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
+    """Calls of the network for an image.
+
+    Raises:
+        ConfigError: There are more than the model has timesteps.
+    """
+    check(
+        config.steps <= schedule.timesteps,
+        f"steps: {config.steps} is more than the {schedule.timesteps} timesteps of the model",
+    )
+    return config.steps
 
 
 def first_sigma(operators: tuple[LinearOperator, ...], size: tuple[int, int]) -> float:

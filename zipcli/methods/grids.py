@@ -1,9 +1,11 @@
 """Which timesteps a chain visits, and in which order."""
 
 import math
+from itertools import pairwise
 
-from zipcli.config import MethodConfig
+from zipcli.config import MethodConfig, NoiseSchedule
 from zipcli.errors import ConfigError
+from zipcli.schedule import alpha_bars as alpha_bars_of
 
 CLEAN = -1
 """The index after the last step: alpha_bar is exactly 1 there. Never an index into a table."""
@@ -36,6 +38,16 @@ def chain(config: MethodConfig, alpha_bars: list[float]) -> list[int]:
     rising = [*reversed(visited)]
     walk = time_travel(len(visited), config.travel_length, config.travel_repeat)
     return [CLEAN if position == CLEAN else rising[position] for position in walk]
+
+
+def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
+    """Calls of the network for an image: as many as there are steps that do not go back.
+
+    Raises:
+        ConfigError: The chain does not fit the model.
+    """
+    visited = chain(config, alpha_bars_of(schedule).tolist())
+    return sum(following < step for step, following in pairwise(visited))
 
 
 def timesteps(grid: str, steps: int, total: int) -> list[int]:

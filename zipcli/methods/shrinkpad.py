@@ -3,34 +3,75 @@
 Source: Li et al., "Backdoor Attack in the Physical World", ICLR workshop 2021, as BackdoorBox has it.
 """
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.nn.functional import pad as surround
 
-from zipcli.config import check
+from zipcli.config import MethodConfig, check
+from zipcli.errors import InputError, Reason
+from zipcli.protocols import EpsModel, LinearOperator, Noise
 
 BLACK = -1.0
+
+
+def purify(
+    x: Tensor,
+    eps_model: EpsModel | None,
+    operators: tuple[LinearOperator, ...],
+    config: MethodConfig,
+    /,
+    *,
+    noise: Noise,
+) -> Tensor:
+    """Shrink images and pad them; no network.
+
+    Args:
+        x: Images, (N, C, H, W), in [-1, 1].
+        eps_model: Not used.
+        operators: Not used.
+        config: pad.
+        noise: One draw of two numbers for each image.
+
+    Returns:
+        Images of the same shape, in [-1, 1] up to rounding.
+
+    Raises:
+        InputError: pad leaves nothing of an image.
+    """
+    height, width = x.shape[-2:]
+    side = min(height, width)
+    pad = default_pad(side) if config.pad is None else config.pad
+    if pad >= side:
+        raise InputError(
+            Reason.METHOD_UNFIT,
+            f"pad: {pad} leaves nothing of an image of {width}x{height}; make it smaller",
+        )
+    return shrink_pad(x, pad, draw_placements(pad, noise(x.new_empty(len(x), 2, 1, 1))))
 
 
 def default_pad(side: int) -> int:
     """An eighth of the side, halves up, and at least 4: 4 pixels of 32, as BackdoorBox uses, 32 of 256.
 
+    Of a side of 4 pixels or less, one pixel is left.
+
     Source: the 4 at 32 is BackdoorBox's; no source says how it grows with the image, so that is ours.
     """
-    return max(4, (side + 4) // 8)
+    return min(side - 1, max(4, (side + 4) // 8))
 
 
-def draw_placements(pad: int, generators: Sequence[torch.Generator]) -> list[tuple[int, int]]:
+def draw_placements(pad: int, noise: Tensor) -> Tensor:
     """Draw where each shrunken image goes.
 
     Args:
         pad: Pixels that each side lost.
-        generators: One for each image, on the CPU, so that an image does not depend on its batch.
+        noise: Two draws from N(0, 1) for each image, N of them, in any shape.
 
     Returns:
-        (left, top) of each image, each uniform in 0..pad: (pad + 1)^2 places.
+        (left, top) of each image, int64, (N, 2), each uniform in 0..pad: (pad + 1)^2 places. The normal
+        distribution function makes uniform numbers of the draws.
 
     Raises:
         ConfigError: pad is negative.
@@ -39,17 +80,17 @@ def draw_placements(pad: int, generators: Sequence[torch.Generator]) -> list[tup
     for each, as it does when it is used as the transform of a dataset.
     """
     check(pad >= 0, f"pad: {pad} is negative")
-    draws = [torch.randint(pad + 1, (2,), generator=generator).tolist() for generator in generators]
-    return [(left, top) for left, top in draws]
+    uniform = (1 + torch.erf(noise.double().flatten(1) / math.sqrt(2))) / 2
+    return (uniform * (pad + 1)).long().clamp(max=pad)  # a draw of 9 or more is 1 in float64
 
 
-def shrink_pad(x: Tensor, pad: int, placements: Sequence[tuple[int, int]]) -> Tensor:
+def shrink_pad(x: Tensor, pad: int, placements: Tensor) -> Tensor:
     """Shrink images by `pad` pixels and place them on black.
 
     Args:
         x: Images, (N, C, H, W), in [-1, 1].
         pad: Pixels that each side loses, less than the shorter side. 0 is the identity.
-        placements: (left, top) of each image, from 0 to pad.
+        placements: (left, top) of each image, from 0 to pad, int64, (N, 2).
 
     Returns:
         Images of the same shape, in [-1, 1] up to rounding. What is not image is -1: black is 0 in
@@ -65,9 +106,11 @@ def shrink_pad(x: Tensor, pad: int, placements: Sequence[tuple[int, int]]) -> Te
     check(0 <= pad < min(height, width), f"pad: {pad} is not from 0 to {min(height, width) - 1}")
     inner = (height - pad, width - pad)
     small = interpolate(x, inner, mode="bilinear", antialias=False, align_corners=False)
-    padded = torch.full_like(x, BLACK)
-    for image, out, (left, top) in zip(small, padded, placements, strict=True):
-        assert max(left, top) <= pad, (left, top, pad)
-        assert min(left, top) >= 0, (left, top, pad)  # it would count from the far side
-        out[:, top : top + inner[0], left : left + inner[1]] = image
-    return padded
+    assert bool(((placements >= 0) & (placements <= pad)).all()), placements  # or it counts from the far side
+    # Of an image with black on all sides, a window for each place.
+    large = surround(small, (pad,) * 4, value=BLACK)
+    columns = (pad - placements[:, :1] + torch.arange(width, device=x.device))[:, None, None, :]
+    rows = (pad - placements[:, 1:] + torch.arange(height, device=x.device))[:, None, :, None]
+    images = torch.arange(len(x), device=x.device)[:, None, None, None]
+    channels = torch.arange(x.shape[1], device=x.device)[:, None, None]
+    return large[images, channels, rows, columns]

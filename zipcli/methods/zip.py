@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from zipcli.config import MethodConfig
+from zipcli.config import MethodConfig, NoiseSchedule
+from zipcli.methods import few, grids
 from zipcli.methods.few import restore
 from zipcli.methods.grids import CLEAN, chain
 from zipcli.methods.steps import FiniteWatch, confidence, ddim_sigma, predict_x0
@@ -52,6 +53,17 @@ def purify(
     targets = [A.forward(x) for A in operators]
     missing = partial(correction, operators=operators, targets=targets, size=(x.shape[-2], x.shape[-1]))
     return restore(x, eps_model, operators, config, noise=noise, covered=_everything, correction=missing)
+
+
+def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
+    """Calls of the network for an image.
+
+    Raises:
+        ConfigError: The chain does not fit the model.
+    """
+    if config.sampler == "ddim":
+        return grids.evaluations(config, schedule)
+    return few.evaluations(config, schedule)
 
 
 def _everything(noise: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from zipcli.config import DetectConfig, FolderConfig, PurifyConfig, check
-from zipcli.methods.grids import chain
+from zipcli.methods import EVALUATIONS
 from zipcli.models.loading import LoadedModel, load_model
 from zipcli.models.packed import is_batch_invariant
 from zipcli.pipeline.detection import open_detector
@@ -42,7 +41,6 @@ from zipcli.pipeline.plan import Entry, Plan
 from zipcli.pipeline.purifier import Purifier, laid_out
 from zipcli.pipeline.windows import WindowedModel
 from zipcli.protocols import EpsModel
-from zipcli.schedule import alpha_bars
 
 STAGES = ("decode", "network", "maths", "encode")
 FEWEST = 8
@@ -409,10 +407,7 @@ class Bench:
         """Calls of the network for an image that is one window."""
         if self._loaded is None:
             return 0
-        if self.config.sampler != "ddim":
-            return self.config.steps
-        visited = chain(self.config, alpha_bars(self._loaded.model.schedule).tolist())
-        return sum(following < step for step, following in pairwise(visited))
+        return EVALUATIONS[self.config.method](self.config, self._loaded.model.schedule)
 
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":

@@ -18,8 +18,8 @@ class Outcome:
 
     Attributes:
         path: Relative path of the input.
-        state: done (purified and written), passed (a detector cleared it; written unpurified),
-            skipped, or failed (nothing is written).
+        state: done (purified and written), passed (a detector cleared it, or the method is none; written
+            unpurified), skipped, or failed (nothing is written).
         reason: Why it was skipped or failed; None where an earlier run has done it.
         message: The same for people.
         in_sha256: Digest of the input file.

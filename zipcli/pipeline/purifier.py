@@ -23,8 +23,7 @@ from zipcli.errors import (
 from zipcli.images.fit import fit, fitted_size, unfit
 from zipcli.images.guard import decode
 from zipcli.images.load import from_pil, read_file
-from zipcli.methods import METHODS
-from zipcli.methods.grids import chain
+from zipcli.methods import EVALUATIONS, METHODS
 from zipcli.models.catalog import known_architecture
 from zipcli.models.compiled import compiled
 from zipcli.models.hub import Listener
@@ -34,7 +33,6 @@ from zipcli.models.prior import Prior, UNetPrior
 from zipcli.pipeline.device import is_device_lost, is_out_of_memory, pick_device, to_device
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel
 from zipcli.protocols import EpsModel
-from zipcli.schedule import alpha_bars
 from zipcli.transforms import make_operator
 
 P = TypeVar("P", PIL.Image.Image, Tensor)
@@ -64,7 +62,9 @@ class Purifier:
         self.device = pick_device(config.device)
         self._masks: dict[str, str] = {}
         self._mask_sizes: set[tuple[int, int]] = set()
-        self._operators = tuple(make_operator(text, self._read_mask) for text in config.transforms)
+        settings = config.pixel_settings()
+        transforms = settings.get("transforms", ())
+        self._operators = tuple(make_operator(text, self._read_mask) for text in transforms)
         self._check_compositions()
         check(
             not self._masks or config.fit == "tile",
@@ -73,10 +73,9 @@ class Purifier:
         self._method = METHODS[config.method]
         self._model: WindowedModel | None = None
         self._in_float32: Purifier | None = None
-        self.fingerprint_parts = {
-            **config.pixel_settings(),
-            "transforms": [self._with_digests(text) for text in config.transforms],
-        }
+        if transforms:
+            settings["transforms"] = [self._with_digests(text) for text in transforms]
+        self.fingerprint_parts = settings
 
     @classmethod
     def from_pretrained(cls, model: str = "builtin", **settings: Any) -> "Purifier":
@@ -151,12 +150,7 @@ class Purifier:
             config.tile is None or native_side in (None, config.tile),
             f"tile: model {config.model} takes {native_side} pixels only; leave out --tile",
         )
-        check(
-            config.steps <= schedule.timesteps,
-            f"steps: {config.steps} is more than the {schedule.timesteps} timesteps of the model",
-        )
-        if config.sampler == "ddim":
-            chain(config, alpha_bars(schedule).tolist())
+        EVALUATIONS[config.method](config, schedule)
         side = native_side or config.tile or (DEFAULT_WINDOW if config.fit == "tile" else CROP_SIDE)
         check(
             config.overlap is None or config.overlap <= side // 2,
