@@ -202,7 +202,7 @@ def of_loops(options: argparse.Namespace) -> list[Contender]:
 def counting_purifier(config: PurifyConfig) -> tuple[Purifier, "Counting"]:
     """A purifier as the command makes it, and its network, which counts."""
     loaded = load_model(config.model, CPU, config.dtype)
-    config = config.for_model(knows_partial_noise="partial_noise" in loaded.card)
+    config = config.for_model(loaded.card)
     model = for_inference(loaded.model)
     network, purifier = Counting(model), Purifier(config)
     purifier.use(network, loaded.fingerprint, batch_invariant=is_batch_invariant(model))

@@ -65,6 +65,15 @@ DEFENCES = {
     "blur": Defence({"method": "blur"}),
     "zip": Defence({"method": "zip", "sampler": "ddim"}),  # the chain of the paper
     "nullspace": Defence({"method": "nullspace"}),
+    "ddnm": Defence({"variant": "ddnm-paper"}, images=200, seeds=1),
+    "diffpure": Defence({"variant": "diffpure-cifar10"}, images=200, seeds=1),
+    "blur+diffpure": Defence({"method": "blur+diffpure"}, images=200, seeds=1),
+    "sampdetox-paper": Defence({"variant": "sampdetox-paper"}),
+    "sampdetox-code": Defence({"variant": "sampdetox-code"}, images=200, seeds=1),
+    "shrinkpad": Defence({"variant": "shrinkpad-backdoorbox"}),
+    "gray": Defence({"method": "gray"}),
+    "sancdifi": Defence({"method": "sancdifi"}, images=50, seeds=1, asks=True),
+    "bdmae": Defence({"method": "bdmae"}, images=50, seeds=1, asks=True),
 }
 
 OURS = "default"

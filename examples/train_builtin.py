@@ -40,7 +40,7 @@ from zipcli.training.trainer import Checkpoint, Loss, Report, Trainer
 SHARED_STEPS = 5_513
 BAND_STEPS = 2_500
 BLIND = LoopConfig(
-    steps=5_850, decay=0.7, lr=3e-3, seed=7,
+    steps=6_096, decay=0.7, lr=3e-3, seed=7,
     lowest_sigma=BLIND_SIGMA, highest_sigma=BLIND_SIGMA, uniform_share=1.0,
 )  # fmt: skip
 BANDS: dict[str, dict[str, float]] = {

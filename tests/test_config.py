@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import asked_of
 
 from zipcli.config import (
     GRIDS,
@@ -48,7 +49,7 @@ def make(text: str) -> object:
         ({"batch_size": 0}, "batch size"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
-        ({"transforms": ()}, "transforms"),
+        ({"sigma": 1.5}, "sigma"),
         ({"stepz": 20}, "'steps'"),
     ],
     ids=str,
@@ -113,9 +114,12 @@ def test_settings_are_frozen() -> None:
 
 def test_the_defaults_are_the_documented_ones() -> None:
     config = purify_config()
-    assert (config.method, config.sampler, config.steps) == ("nullspace", "warm", 3)
-    assert config.transforms == ("blur",)
-    assert (config.grid, config.eta, config.seed, config.clip_x0) == ("official", 1.0, 1234, False)
+    assert (config.method, config.model, config.sigma) == ("blind", "builtin-blind", PurifyConfig.sigma)
+    assert config.transforms == ()
+    for empty in ({}, {"transforms": ()}):
+        config = purify_config(method="nullspace", **empty)
+        assert (config.sampler, config.steps, config.transforms) == ("warm", 3, ("blur",))
+        assert (config.model, config.grid, config.eta, config.seed) == ("builtin", "official", 1.0, 1234)
 
 
 # Settings that a method does not use
@@ -184,19 +188,51 @@ def test_what_the_sampler_would_ignore_is_refused(given: dict[str, Any], words: 
         purify_config(**given)
 
 
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        ({}, "blind"),
+        ({"sigma": 0.1, "tile": 64}, "blind"),
+        ({"transforms": "blur"}, "nullspace"),
+        ({"steps": 3}, "nullspace"),
+        ({"eta": 1.0}, "nullspace"),
+        ({"lambda_": 10.0}, "nullspace"),
+        ({"transforms": ("blur:2", "gray")}, "zip"),
+        ({"grid": "paper"}, "zip"),
+        ({"sampler": "ddim"}, "zip"),
+    ],
+)
+def test_the_first_method_is_chosen_that_uses_all_that_was_said(given: dict[str, Any], method: str) -> None:
+    assert purify_config(**given).method == method
+    assert purify_config(**given).changed(device="cpu").method == method
+
+
+def test_what_no_method_uses_together_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sigma: method zip does not use it"):
+        purify_config(sigma=0.2, transforms="blur:4")
+
+
+PARTIAL = ("partial_noise",)
+
+
 def test_a_model_decides_where_nobody_chose_a_method() -> None:
-    assert purify_config(model="m.safetensors").for_model(knows_partial_noise=True).method == "nullspace"
-    other = purify_config(model="m.safetensors", seed=3).for_model(knows_partial_noise=False)
+    blank = purify_config(model="m.safetensors")
+    assert blank.for_model(("partial_noise", "blind_states")) is blank
+    assert (blank.method, blank.model) == ("blind", "m.safetensors")
+    assert blank.for_model(PARTIAL).method == "nullspace"
+    assert blank.for_model(PARTIAL).transforms == ("blur",)
+    other = purify_config(model="m.safetensors", seed=3).for_model(())
     assert (other.method, other.sampler, other.steps, other.seed) == ("zip", "warm", 5, 3)
+    assert other.model == "m.safetensors"
     elsewhere = purify_config(model="m.safetensors", eta=0.5).changed(device="cuda:1", dtype="float32")
     assert (elsewhere.method, elsewhere.sampler, elsewhere.device) == ("nullspace", "warm", "cuda:1")
-    assert elsewhere.for_model(knows_partial_noise=False).method == "zip"
-    assert elsewhere.for_model(knows_partial_noise=False).steps == 5
+    assert elsewhere.for_model(()).method == "zip"
+    assert elsewhere.for_model(()).steps == 5
     counted = purify_config(model="m.safetensors", steps=2).changed(seed=4)
-    assert counted.for_model(knows_partial_noise=False).steps == 2
+    assert counted.for_model(()).steps == 2
     chosen = purify_config(model="m.safetensors", method="nullspace")
-    assert chosen.changed(device="cpu").for_model(knows_partial_noise=False).method == "nullspace"
-    assert chosen.for_model(knows_partial_noise=False) is chosen
+    assert chosen.changed(device="cpu").for_model(()).method == "nullspace"
+    assert chosen.for_model(()) is chosen
 
 
 def test_the_class_refuses_what_its_sampler_would_ignore() -> None:
@@ -325,7 +361,7 @@ def test_a_method_refuses_every_setting_that_it_does_not_read(method: str) -> No
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 def test_a_method_records_what_it_reads_and_nothing_else(method: str) -> None:
     elsewhere = {"device", "batch_size", "model", "variant", "offline", "compile"}
-    config = purify_config(method=method)
+    config = purify_config(method=method, **asked_of(method))
     unread = {"grid", "travel_length", "travel_repeat", "clip_x0"} if config.sampler == "warm" else set()
     unread |= {"stride"} if config.sampler == "ddpm" else set()
     assert config.pixel_settings().keys() == METHOD_SETTINGS[method] - elsewhere - unread | {"method"}
@@ -335,7 +371,7 @@ def test_records_of_the_methods_that_were_there_are_what_they_were() -> None:
     """Or no folder could be gone on with."""
     around = {"fit": "tile", "tile": None, "overlap": None, "dtype": "auto", "seed": 1234}
     few = {"sampler": "warm", "eta": 1.0, "lambda_": 10.0, "transforms": ("blur",), **around}
-    assert purify_config().pixel_settings() == {"method": "nullspace", "steps": 3, **few}
+    assert purify_config(transforms="blur").pixel_settings() == {"method": "nullspace", "steps": 3, **few}
     assert purify_config(method="zip").pixel_settings() == {"method": "zip", "steps": 5, **few}
     published = {"grid": "official", "clip_x0": False, "travel_length": 1, "travel_repeat": 1}
     ddim = {"method": "zip", **few, **published, "sampler": "ddim", "steps": 20}

@@ -16,7 +16,6 @@ from measure_samplers import tensor
 from real_images import DATA, cifar
 from study import Study
 
-from zipcli import Purifier
 from zipcli.pipeline.purifier import ImageNoise, pixel_digest
 
 FEW = ("--images", "20", "--training-images", "200")
@@ -75,8 +74,7 @@ def test_a_cell_is_what_zipcli_evaluate_says(work: Path, attack: str) -> None:
 
 
 def test_evaluations_are_counted(work: Path) -> None:
-    steps = Purifier.from_pretrained().config.steps
-    assert {cell["evaluations"] for cell in cells(work, defence="default")} == {steps}
+    assert {cell["evaluations"] for cell in cells(work, defence="default")} == {1}
     assert {cell["evaluations"] for cell in cells(work, defence="blur")} == {0}
     assert {cell["labels"] for cell in cells(work)} == {0}
 

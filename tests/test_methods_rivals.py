@@ -6,12 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import FakeEps, noise_per_image
+from fakes import FakeEps, asked_of, noise_per_image, parts_of
 from golden.test_parity import TanhEps
 from torch import Tensor
 
 from zipcli import Purifier
-from zipcli.config import VARIANTS, MethodConfig, NoiseSchedule, PurifyConfig, purify_config
+from zipcli.config import (
+    NEEDS_AUTOENCODER,
+    VARIANTS,
+    MethodConfig,
+    NoiseSchedule,
+    PurifyConfig,
+    purify_config,
+)
 from zipcli.errors import ConfigError, InputError, NonFiniteError, Reason
 from zipcli.methods import EVALUATIONS, METHODS
 from zipcli.methods.sampdetox import visits
@@ -32,7 +39,8 @@ def images(count: int = 2, height: int = 13, width: int = 12) -> Tensor:
 
 
 def purified(config: PurifyConfig, eps: EpsModel, x: Tensor, seeds: list[int]) -> Tensor:
-    return METHODS[config.method](x, eps, BLUR, config, noise=noise_per_image(seeds))
+    noise = noise_per_image(seeds)
+    return METHODS[config.method](x, eps, BLUR, config, noise=noise, **parts_of(config.method))
 
 
 def of_method(name: str) -> list[str]:
@@ -50,10 +58,10 @@ class WithSchedule(FakeEps):
 # All of them
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NEEDS_AUTOENCODER])
 def test_an_image_is_the_same_alone_and_in_a_batch(name: str) -> None:
     """To rounding, as TanhEps has it; that of the shipped prior is exact (test_pipeline_purifier.py)."""
-    x, config = images(3), purify_config(method=name)
+    x, config = images(3), purify_config(method=name, **asked_of(name))
     together = purified(config, TanhEps(), x, [1, 2, 3])
     for n in range(3):
         alone = purified(config, TanhEps(), x[n : n + 1], [n + 1])
@@ -63,7 +71,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(name: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"method": name} for name in EVALUATIONS),
+        *({"method": name, **asked_of(name)} for name in EVALUATIONS),
         *({"variant": name} for name in VARIANTS if VARIANTS[name]["method"] in EVALUATIONS),
         {"method": "ddnm", "steps": 20, "travel_length": 2, "travel_repeat": 2},
         {"method": "diffpure", "sampler": "ode", "t_star": 7},
@@ -139,7 +147,7 @@ def test_a_prior_that_loses_an_image_is_named_with_it(name: str) -> None:
             return eps
 
     with pytest.raises(NonFiniteError, match="at step 0") as caught:
-        purified(purify_config(method=name), Loses(), images(3), [1, 2, 3])
+        purified(purify_config(method=name, **asked_of(name)), Loses(), images(3), [1, 2, 3])
     assert caught.value.images == (1,)
 
 

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from fakes import FakeEps, noise_per_image
+from fakes import asked_of, model_of, noise_per_image, parts_of
 
 from zipcli.cli.main import COMMANDS, cli
-from zipcli.config import DETECTOR_SETTINGS, METHOD_SAMPLERS, METHOD_SETTINGS, purify_config
+from zipcli.config import (
+    DETECTOR_SETTINGS,
+    METHOD_SAMPLERS,
+    METHOD_SETTINGS,
+    NEEDS_AUTOENCODER,
+    purify_config,
+)
 from zipcli.detectors import DETECTORS
 from zipcli.errors import ConfigError
 from zipcli.methods import EVALUATIONS, METHODS
@@ -16,9 +22,10 @@ from zipcli.transforms import TRANSFORMS, make_operator
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_purifies_a_tiny_image(name: str) -> None:
     x = torch.rand(2, 3, 12, 11, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    config = purify_config(method=name)
+    config = purify_config(method=name, **asked_of(name))
     operators = (make_operator("blur:2", lambda _: x),)
-    clean = METHODS[name](x, FakeEps(), operators, config, noise=noise_per_image([1, 2]))
+    noise = noise_per_image([1, 2])
+    clean = METHODS[name](x, model_of(name), operators, config, noise=noise, **parts_of(name))
     assert clean.shape == x.shape
     assert clean.isfinite().all()
     assert torch.equal(clean, x) == (name == "none")
@@ -26,7 +33,7 @@ def test_every_method_purifies_a_tiny_image(name: str) -> None:
 
 def test_every_method_says_which_settings_it_reads() -> None:
     assert set(METHODS) == set(METHOD_SETTINGS) == set(METHOD_SAMPLERS)
-    networks = {name for name in METHODS if purify_config(method=name).needs_model}
+    networks = {name for name, used in METHOD_SETTINGS.items() if "model" in used} - NEEDS_AUTOENCODER
     assert set(EVALUATIONS) == networks
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ SAMPLER_SETTINGS: Mapping[str, frozenset[str]] = {
 }
 _OF_SAMPLERS = frozenset().union(*SAMPLER_SETTINGS.values())
 METHOD_SAMPLERS: Mapping[str, tuple[str, ...]] = {
+    "blind": (),
     "nullspace": ("warm", "decoupled", "multistep"),
     "zip": ("warm", "decoupled", "multistep", "ddim"),
     "ddnm": (),
@@ -45,6 +46,8 @@ METHOD_SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "sampdetox": ("ddpm", "ddim"),
     "shrinkpad": (),
     "blur": (),
+    "bdmae": (),
+    "sancdifi": (),
     "gray": (),
     "none": (),
 }
@@ -53,6 +56,7 @@ _NETWORK = _PIXELS | {"model", "dtype", "compile", "fit", "tile", "overlap", "se
 _CHAIN = _NETWORK | {"transforms", "sampler", "steps", "eta", "lambda_"}
 _DIFFPURE = _NETWORK | {"sampler", "t_star"}
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
+    "blind": _NETWORK | {"sigma"},
     "zip": _CHAIN | _PUBLISHED,
     "nullspace": _CHAIN,
     "ddnm": _NETWORK
@@ -60,18 +64,55 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "diffpure": _DIFFPURE | {"variant"},
     "blur+diffpure": _DIFFPURE | {"transforms"},
     "sampdetox": _NETWORK | {"sampler", "t1", "t2", "stride", "ssim_range", "variant"},
+    "bdmae": _PIXELS | {"model", "seed", "offline", "classifier"},
+    "sancdifi": _NETWORK | {"classifier", "masks", "saliency_threshold", "t_star"},
     "shrinkpad": _PIXELS | {"pad", "seed", "variant"},
     "blur": _PIXELS | {"transforms"},
     "gray": _PIXELS,
     "none": _PIXELS,
 }
-_OF_ONE_METHOD = frozenset({"pad", "t_star", "t1", "t2", "stride", "ssim_range", "simplified"})
+_OF_ONE_METHOD = frozenset(
+    {
+        "sigma",
+        "pad",
+        "t_star",
+        "t1",
+        "t2",
+        "stride",
+        "ssim_range",
+        "simplified",
+        "masks",
+        "saliency_threshold",
+    }
+)
 
 ONE_TRANSFORM = ("warm", "decoupled", "multistep", "ddnm")
 """Samplers and methods whose result keeps what any of several transforms keeps, and so take one."""
 
 BLIND_SIGMA = 0.5
 """The noise level that a network is told where it has to see by itself what does not belong into an image."""
+
+METHOD_ASKS = frozenset({"bdmae", "sancdifi"})
+"""Methods that ask the suspect classifier for labels; they get it as the argument `ask`."""
+
+AUTOENCODER = "facebook/vit-mae-base"
+"""The masked autoencoder of a method that needs one, where nobody names another."""
+
+NEEDS_AUTOENCODER = frozenset({"bdmae"})
+"""Methods whose model is no diffusion prior but a masked autoencoder."""
+
+BUILTIN = "builtin"
+"""The built-in model, whichever it is of a method."""
+
+METHOD_MODELS: Mapping[str, str] = {"blind": "builtin-blind", "bdmae": AUTOENCODER}
+"""The model of a method where nobody names another, if it is not the built-in prior."""
+
+CANDIDATES: Mapping[str, str | None] = {"blind": "blind_states", "nullspace": "partial_noise", "zip": None}
+"""The methods that are chosen from where nobody chooses, best first, and the states that their models must
+have been trained on, as the cards of models say it."""
+
+T_STAR: Mapping[str, int] = {"diffpure": 100, "blur+diffpure": 100, "sancdifi": 500}
+"""How many timesteps of noise a method adds that does not begin with pure noise."""
 
 OF_THE_TRANSFORM = -math.inf
 """A lambda that is left to the transform."""
@@ -92,7 +133,9 @@ zip nearly so (examples/measure_samplers.py); and those of the program of DDNM."
 ETA: Mapping[str, float] = {"ddnm": 0.85}
 """Share of fresh noise where nobody says how much, and the method has a value of its own."""
 
-_LEFT_TO_US: Mapping[str, Any] = {"method": "auto", "steps": 0}
+_LEFT_TO_US: Mapping[str, Any] = {
+    **{"method": "auto", "sampler": "auto", "steps": 0, "transforms": (), "model": BUILTIN}
+}
 """The values of what a model has still a say in, where nobody has chosen."""
 
 # Published settings by name. A variant fixes the values in its row.
@@ -267,15 +310,18 @@ class MethodConfig:
         travel_length: Time travel goes back this many steps (1 with repeat 1: no travel).
         travel_repeat: How often each stretch is walked.
         simplified: Of ddnm, weaken the noise of the last steps, as the program does with --simplified.
-        t_star: Of diffpure, timesteps of noise that are added and removed; 1,000 leave nothing. Timesteps
-            here and below are those of DDPM's linear schedule; a prior with another one is asked where it
-            has as much noise.
+        t_star: Of diffpure and sancdifi, timesteps of noise that are added and removed, of which 1,000 leave
+            nothing; None for what the method has. Timesteps here and below are those of DDPM's linear
+            schedule; a prior with another one is asked where it has as much noise.
         t1: Of sampdetox, the timestep, from 0, that the whole image is noised to.
         t2: Of sampdetox, the timestep that the pixels are noised to that have changed most.
         stride: Of sampdetox with ddim, timesteps from one evaluation to the next.
         ssim_range: Of sampdetox, range of values that SSIM is told, for values from 0 to 1: 255 is what the
             program says, by which SSIM sees little but brightness, and 1 is what it means.
         pad: Of shrinkpad, pixels that each side loses; None for an eighth, and at least 4.
+        sigma: Of blind, standard deviation of the noise that is put on images in [-1, 1]; 0 for none.
+        masks: Of sancdifi: random masks for an image, each a query to the classifier.
+        saliency_threshold: Of sancdifi: share of the pixels that are kept, the least salient ones.
     """
 
     sampler: str = "ddim"
@@ -287,12 +333,15 @@ class MethodConfig:
     travel_length: int = 1
     travel_repeat: int = 1
     simplified: bool = False
-    t_star: int = 100
+    t_star: int | None = None
     t1: int = 20
     t2: int = 120
     stride: int = 20
     ssim_range: int = 255
     pad: int | None = None
+    sigma: float = 0.075
+    masks: int = 2000
+    saliency_threshold: float = 0.95
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -311,12 +360,18 @@ class MethodConfig:
             self.travel_length == 1 or self.travel_repeat > 1,
             "travel length: without a travel repeat of 2 or more it does nothing; leave it out",
         )
-        check(1 <= self.t_star <= 1000, f"t star: {self.t_star} is not from 1 to 1000")
+        check(self.t_star is None or 1 <= self.t_star <= 1000, f"t star: {self.t_star} is not from 1 to 1000")
         check(1 <= self.t1 <= 999, f"t1: {self.t1} is not from 1 to 999")
         check(1 <= self.t2 <= 999, f"t2: {self.t2} is not from 1 to 999")
         check(1 <= self.stride <= 999, f"stride: {self.stride} is not from 1 to 999")
         check(self.ssim_range in (1, 255), f"ssim range: {self.ssim_range} is neither 255 nor 1")
         check(self.pad is None or self.pad >= 0, f"pad: {self.pad} is negative")
+        check(0 <= self.sigma <= 1, f"sigma: {self.sigma} is not from 0 to 1")
+        check(1 <= self.masks <= 1_000_000, f"masks: {self.masks} is not between 1 and 1,000,000")
+        check(
+            0 <= self.saliency_threshold < 1,
+            f"saliency threshold: {self.saliency_threshold} is not from 0 to below 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,18 +381,21 @@ class PurifyConfig(MethodConfig):
     Once built it says what is done: method, sampler and steps are never "auto" or 0 any more.
 
     Attributes:
-        method: Name of the method; auto is nullspace for one transform and a prior that was trained for it,
-            which `for_model` is told, and zip otherwise.
+        method: Name of the method; auto is the first of `CANDIDATES` that uses all that was said and fits the
+            model, of which `for_model` is told.
         sampler: As in `MethodConfig`; auto is the first of the method that uses all that was said, and ddim
             for several transforms.
         lambda_: Likewise; left out it is 10, and infinite for one transform that keeps pixels as they are.
         eta: Likewise; left out it is 1, and 0.85 of ddnm.
         steps: Likewise; 0 is 100 of ddnm, 20 with ddim, and else 3 of nullspace and 5 of zip.
-        transforms: Linear transforms A. Each value is one transform, or several joined with "+"
-            and applied left to right; the corrections of several values are averaged.
+        transforms: Linear transforms A, ("blur",) where they are used and left out. Each value is one
+            transform, or several joined with "+" and applied left to right; the corrections of several values
+            are averaged.
         variant: A published group of settings, or None.
         model: A name of the catalog such as "builtin", `owner/name[@revision][/file]` on the
-            Hugging Face Hub, or the path of a file or folder.
+            Hugging Face Hub, or the path of a file or folder. "builtin" is the one of `METHOD_MODELS`.
+        t_star: As in `MethodConfig`; None is 500 of sancdifi.
+        classifier: The black box that bdmae and sancdifi ask; other methods ask nobody.
         fit: What to do with an image that is larger than one window of the model.
         tile: Side of a window in pixels; None for the model's own.
         overlap: Pixels that neighbouring windows share; None for 64, or half of a small window.
@@ -354,9 +412,10 @@ class PurifyConfig(MethodConfig):
     steps: int = 0
     lambda_: float = OF_THE_TRANSFORM
     eta: float = OF_THE_METHOD
-    transforms: tuple[str, ...] = ("blur",)
+    transforms: tuple[str, ...] = ()
     variant: str | None = None
-    model: str = "builtin"
+    model: str = BUILTIN
+    classifier: "ClassifierConfig | None" = None
     fit: str = "tile"
     tile: int | None = None
     overlap: int | None = None
@@ -370,6 +429,9 @@ class PurifyConfig(MethodConfig):
     _open: ClassVar[frozenset[str]] = frozenset()
     """What nobody chose, and the model has still a say in."""
 
+    _fitting: ClassVar[tuple[str, ...]] = ()
+    """The methods that use all that was said, where nobody chose one."""
+
     def __post_init__(self) -> None:
         """Check the values."""
         object.__setattr__(self, "lambda_", float(self.lambda_))  # 10 and 10.0 are one setting
@@ -378,13 +440,20 @@ class PurifyConfig(MethodConfig):
         self._choose()
         self._check_variant()
         super().__post_init__()
-        check(len(self.transforms) >= 1, "transforms: at least one is needed")
         check_choice("fit", self.fit, FITS)
         check_choice("dtype", self.dtype, DTYPES)
         check(self.tile is None or self.tile >= 16, f"tile: {self.tile} is not at least 16 pixels")
         check(self.overlap is None or self.overlap >= 0, f"overlap: {self.overlap} is negative")
         check(self.batch_size is None or self.batch_size >= 1, "batch size: at least 1")
         check(0 <= self.seed < 2**63, f"seed: {self.seed} is not between 0 and 2^63 - 1")
+        check(
+            self.classifier is not None or not self.asks,
+            f"classifier: method {self.method} asks it; give --classifier WHAT",
+        )
+        check(
+            self.classifier is None or self.asks,
+            f"classifier: method {self.method} does not use it; leave it out",
+        )
 
     def _choose(self) -> None:
         """Choose what was left to us: the first method and the first sampler that use all that was said."""
@@ -398,13 +467,9 @@ class PurifyConfig(MethodConfig):
         check_choice("method", self.method, ("auto", *METHOD_SETTINGS))
         check_choice("sampler", self.sampler, ("auto", *SAMPLER_SETTINGS))
         if self.method == "auto":
-            fits = len(self.transforms) == 1 and said <= METHOD_SETTINGS["nullspace"]
-            fits = fits and self.sampler in ("auto", *METHOD_SAMPLERS["nullspace"])
-            object.__setattr__(self, "method", "nullspace" if fits else "zip")
-            if fits:
-                object.__setattr__(
-                    self, "_open", frozenset({"method"} if self.steps else {"method", "steps"})
-                )
+            self._choose_method(said)
+        if not self.transforms and "transforms" in METHOD_SETTINGS[self.method]:
+            object.__setattr__(self, "transforms", ("blur",))
         samplers = METHOD_SAMPLERS[self.method]
         if not samplers:  # no chain, and what belongs to one is what PurifyConfig has: nothing
             object.__setattr__(self, "sampler", "ddim")
@@ -438,18 +503,52 @@ class PurifyConfig(MethodConfig):
             object.__setattr__(self, "lambda_", math.inf if exact else MethodConfig.lambda_)
         if self.eta == OF_THE_METHOD:
             object.__setattr__(self, "eta", ETA.get(self.method, MethodConfig.eta))
+        if self.model == BUILTIN:
+            object.__setattr__(self, "model", METHOD_MODELS.get(self.method, BUILTIN))
+        if self.t_star is None:
+            object.__setattr__(self, "t_star", T_STAR.get(self.method))
         if self.steps == 0:
             as_published = self.grid == "full" or (samplers and self.sampler == "ddim")
             steps = DDIM_STEPS if as_published else STEPS.get(self.method, DDIM_STEPS)
             object.__setattr__(self, "steps", steps)
 
+    def _choose_method(self, said: set[str]) -> None:
+        """Choose the first method that uses all that was said, and remember the others that do."""
+        named = {"sampler": "auto", "steps": 0, "transforms": (), "sigma": MethodConfig.sigma}
+        said = said | {name for name, nothing in named.items() if getattr(self, name) != nothing}
+
+        def fits(method: str) -> bool:
+            one = METHOD_SAMPLERS[method] and set(METHOD_SAMPLERS[method]) <= set(ONE_TRANSFORM)
+            return (
+                said <= METHOD_SETTINGS[method]
+                and (self.sampler in ("auto", *METHOD_SAMPLERS[method]))
+                and not (one and len(self.transforms) > 1)
+            )
+
+        # Where none uses all of it, the last one says which it does not.
+        fitting = tuple(method for method in CANDIDATES if fits(method)) or (*CANDIDATES,)[-1:]
+        left = frozenset(name for name, value in _LEFT_TO_US.items() if getattr(self, name) == value)
+        object.__setattr__(self, "_open", left if len(fitting) > 1 else frozenset())
+        object.__setattr__(self, "_fitting", fitting)
+        object.__setattr__(self, "method", fitting[0])
+
     def changed(self, **changes: Any) -> "PurifyConfig":
         """The same with other values; unlike with `replace`, a method that nobody chose stays open."""
         return replace(self, **{name: _LEFT_TO_US[name] for name in self._open} | changes)
 
-    def for_model(self, *, knows_partial_noise: bool) -> "PurifyConfig":
-        """The same; or with zip, where nobody chose nullspace and the model was not trained for it."""
-        return self.changed(method="zip") if self._open and not knows_partial_noise else self
+    def for_model(self, knows: Collection[str]) -> "PurifyConfig":
+        """The same; or, where nobody chose a method, with the first one that a model fits.
+
+        Args:
+            knows: The states that the model was trained on, as its card says.
+        """
+        if not self._open:
+            return self
+        fitting = (
+            method for method in self._fitting if CANDIDATES[method] is None or CANDIDATES[method] in knows
+        )
+        method = next(fitting, self.method)
+        return self if method == self.method else self.changed(method=method, model=self.model)
 
     def _check_variant(self) -> None:
         """A variant is a name for values, not a switch: the values must be there."""
@@ -471,8 +570,18 @@ class PurifyConfig(MethodConfig):
 
     @property
     def needs_model(self) -> bool:
-        """Whether the method uses a diffusion prior."""
+        """Whether the method uses a model, most likely a diffusion prior."""
         return "model" in METHOD_SETTINGS[self.method]
+
+    @property
+    def needs_autoencoder(self) -> bool:
+        """Whether that model is a masked autoencoder."""
+        return self.method in NEEDS_AUTOENCODER
+
+    @property
+    def asks(self) -> bool:
+        """Whether the method asks the suspect classifier."""
+        return self.method in METHOD_ASKS
 
     def pixel_settings(self) -> dict[str, Any]:
         """What can change a pixel: the settings the method reads, less where and how many."""
@@ -485,6 +594,8 @@ class PurifyConfig(MethodConfig):
             settings["steps"] = 1000  # whatever was said, all of them are visited
         if math.isinf(self.lambda_) and "lambda_" in settings:
             settings["lambda_"] = "inf"  # JSON has no infinity
+        if self.classifier is not None:
+            settings["classifier"] = self.classifier.settings()
         return {"method": self.method, **settings}
 
 
@@ -500,6 +611,11 @@ def purify_config(**given: Any) -> PurifyConfig:
     """
     known = {field.name for field in fields(PurifyConfig)}
     given = {name: value for name, value in given.items() if value is not None}
+    check(
+        given.get("method") not in NEEDS_AUTOENCODER or given.get("model") != BUILTIN,
+        f"model: {BUILTIN} is a diffusion model, and method {given.get('method')} needs a masked "
+        "autoencoder; leave it out",
+    )
     for name in given:
         check(name in known, unknown_name("setting", name, known))
     variant = given.get("variant")
@@ -532,7 +648,9 @@ def _refuse_unused(given: dict[str, Any]) -> None:
     method, sampler = given.get("method", "auto"), given.get("sampler", "auto")
     check_choice("method", method, ("auto", *METHOD_SETTINGS))
     check_choice("sampler", sampler, ("auto", *SAMPLER_SETTINGS))
-    for name in given.keys() - METHOD_SETTINGS["zip" if method == "auto" else method] - {"method"}:
+    methods = CANDIDATES if method == "auto" else (method,)
+    used = frozenset[str]().union(*(METHOD_SETTINGS[name] for name in methods))
+    for name in given.keys() - used - {"method"}:
         users = [user for user, used in METHOD_SETTINGS.items() if name in used]
         what = f"say --method {' or '.join(users)}" if method == "auto" else "leave it out"
         raise ConfigError(f"{name.rstrip('_')}: method {method} does not use it; {what}")
@@ -542,6 +660,8 @@ def _refuse_unused(given: dict[str, Any]) -> None:
             raise ConfigError(f"{name.rstrip('_')}: sampler {sampler} does not use it; leave it out")
     elif not said <= SAMPLER_SETTINGS["warm"] and "ddim" in METHOD_SAMPLERS.get(method, ("ddim",)):
         given["sampler"] = "ddim"
+    if method == "auto" and given.keys() - METHOD_SETTINGS["blind"] - {"method"}:
+        given.setdefault("transforms", ("blur",))  # what was said is of a method that has transforms
 
 
 def _official_transforms(transforms: tuple[str, ...]) -> tuple[str, ...]:
@@ -956,6 +1076,13 @@ class ClassifierConfig:
             check(name not in seen, f"classes: {shown(name)} is there twice")
             seen.add(name)
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers, less where and how many at a time, ready for JSON."""
+        settings = asdict(self)
+        for name in ("batch_size", "timeout", "retries", "device"):
+            del settings[name]
+        return {name: value for name, value in settings.items() if value is not None}
+
     @property
     def kind(self) -> str:
         """What the word means: http, cmd, cmd-paths or file."""
@@ -1032,10 +1159,7 @@ class DetectConfig:
         used = DETECTOR_SETTINGS[self.detector] - {"device", "clean", "classifier"}
         settings = {name: getattr(self, name) for name in sorted(used)}
         if self.classifier is not None:
-            shown_as = asdict(self.classifier)
-            for name in ("batch_size", "timeout", "retries", "device"):
-                del shown_as[name]
-            settings["classifier"] = {name: value for name, value in shown_as.items() if value is not None}
+            settings["classifier"] = self.classifier.settings()
         return settings
 
 

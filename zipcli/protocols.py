@@ -7,7 +7,7 @@ of any sizes come, take uint8 (H, W, 3).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,6 +97,71 @@ class Method(Protocol):
         """Purify (N, C, H, W) in [-1, 1] into the same shape, not clipped.
 
         `eps_model` is None for a method that says `needs_model = False`.
+        """
+        ...
+
+
+class MaskedAutoencoder(Protocol):
+    """A network that draws what was removed of an image."""
+
+    @property
+    def side(self) -> int:
+        """Side of its images in pixels."""
+        ...
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side; each can be removed."""
+        ...
+
+    def __call__(self, x: "Tensor", removed: "Tensor", /) -> "Tensor":
+        """Predict whole images from parts of them.
+
+        Args:
+            x: Images, (N, 3, side, side), in [-1, 1].
+            removed: Whether each token is hidden from the network, bool, (N, grid, grid).
+
+        Returns:
+            Images like x, not clipped.
+        """
+        ...
+
+
+class Ask(Protocol):
+    """The suspect classifier, as a method may ask it."""
+
+    def __call__(self, images: "Tensor", /) -> "Tensor":
+        """Ask for labels.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1]; they are clipped and rounded to the 256 levels of a file.
+
+        Returns:
+            Class indices, int64, (N,), on the CPU.
+
+        Raises:
+            ClassifierError: It crashed, did not answer in time or answered nonsense.
+        """
+        ...
+
+
+class AskingMethod(Protocol):
+    """A `Method` that asks the suspect classifier, by its name in `config.METHOD_ASKS`."""
+
+    def __call__(
+        self,
+        x: "Tensor",
+        model: Any,
+        operators: "tuple[LinearOperator, ...]",
+        config: "MethodConfig",
+        /,
+        *,
+        noise: Noise,
+        ask: Ask,
+    ) -> "Tensor":
+        """Purify (N, C, H, W) in [-1, 1] into the same shape, not clipped.
+
+        `model` is a `MaskedAutoencoder` for a method in `config.NEEDS_AUTOENCODER`, else an `EpsModel`.
         """
         ...
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from cli.shell import ENVIRONMENT, invoke, run
 
@@ -23,7 +24,7 @@ def test_a_sound_machine_is_described_in_full(here: Path) -> None:
     assert facts["packages"]["torch"] == torch.__version__
     assert facts["packages"]["pillow"]
     assert facts["device"] in {device["name"].partition(":")[0] for device in facts["devices"]}
-    assert len(facts["prior"]["sha256"]) == 64
+    assert all(len(model["sha256"]) == 64 for model in facts["models"].values())
     assert facts["folder"]["path"] == str(here)
     assert facts["problems"] == []
     assert list(here.iterdir()) == []  # nothing was made, not even a cache
@@ -32,17 +33,18 @@ def test_a_sound_machine_is_described_in_full(here: Path) -> None:
     assert shown.endswith("No problem found.\n")
 
 
-def test_a_damaged_prior_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "name"), [("prior", "builtin"), ("blind", "builtin-blind")])
+def test_a_damaged_model_is_found(tmp_path: Path, file: str, name: str) -> None:
     """A copy of the package with one bit turned."""
     shutil.copytree(ROOT / "zipcli", tmp_path / "zipcli", ignore=shutil.ignore_patterns("__pycache__"))
-    prior = tmp_path / "zipcli/models/builtin/prior.safetensors"
-    data = bytearray(prior.read_bytes())
+    model = tmp_path / f"zipcli/models/builtin/{file}.safetensors"
+    data = bytearray(model.read_bytes())
     data[-1] ^= 1
-    prior.write_bytes(data)
+    model.write_bytes(data)
     command = [sys.executable, "-m", "zipcli", "doctor"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == ExitCode.MODEL
-    assert "problem:      the built-in prior is damaged, install zipcli again" in done.stdout
+    assert f"problem:      the model {name} is damaged, install zipcli again" in done.stdout
 
 
 def test_no_secret_is_shown(here: Path) -> None:

@@ -45,6 +45,14 @@ def compare(
         assert_close(run(x, config, draws, torch.float32), expected, FLOAT32)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.075, 0.5])
+def test_blind_equals_its_equations(sigma: float) -> None:
+    def slow(x: paper.Array, z: Sequence[paper.Array]) -> paper.Array:
+        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5)
+
+    compare({"method": "blind", "sigma": sigma}, slow, 1)
+
+
 @pytest.mark.parametrize("simplified", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.85, 1.0])
 @pytest.mark.parametrize("transform", ["blur:2", "gray", "blur:2+gray"])

@@ -277,6 +277,22 @@ def ssim_map(u: Array, v: Array, R: float) -> Array:
     return S
 
 
+def blind(x: Array, eps: Eps, z: Array, schedule: Schedule, sigma: float, told: float) -> Array:
+    """The estimate of the clean image (Ho et al. 2020, eq. 15), the network being told the noise `told`.
+
+    Between timesteps the logarithm of noise over image is linear.
+    """
+    noise_over_image = [math.sqrt((1.0 - a) / a) for a in schedule.alpha_bar[1:]]
+    t = 0
+    while noise_over_image[t + 1] < told:
+        t += 1
+    low, high = math.log(noise_over_image[t]), math.log(noise_over_image[t + 1])
+    timestep = float(np.float32(t + (math.log(told) - low) / (high - low)))  # what a network is given
+    alpha_bar = 1.0 / (1.0 + told**2)
+    x_t = math.sqrt(alpha_bar) * (x + sigma * z)
+    return (x_t - math.sqrt(1.0 - alpha_bar) * eps(x_t, timestep)) / math.sqrt(alpha_bar)
+
+
 def sampdetox(
     x: Array,
     eps: Eps,

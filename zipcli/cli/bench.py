@@ -10,14 +10,14 @@ from zipcli.cli.options import given
 from zipcli.cli.purify import PIXEL_OPTIONS
 from zipcli.cli.purify import purify as purify_command
 from zipcli.cli.signals import StopSignals
-from zipcli.config import check, purify_config
+from zipcli.config import METHOD_ASKS, check, purify_config
 from zipcli.errors import ExitCode
 
 if TYPE_CHECKING:
     from zipcli.pipeline.bench import Row
 
 HEAD = ("size", "batch", "images", "images/s", "evals", "ms/eval", "GFLOP/s", "of peak", "run", "MiB")
-SHOWN = [name for name in PIXEL_OPTIONS if name != "batch_size"]
+SHOWN = [name for name in PIXEL_OPTIONS if name not in ("batch_size", "masks", "saliency_threshold")]
 
 
 @click.command(
@@ -75,7 +75,10 @@ def bench(
     convolution measured here in the same run; what the whole run reaches of that; and the memory at the
     highest. Below each row: how the busy time divides.
     """
-    config = purify_config(**given(ctx, SHOWN))
+    settings = given(ctx, SHOWN)
+    method = settings.get("method")
+    check(method not in METHOD_ASKS, f"method: {method} waits for a classifier most of the time; use another")
+    config = purify_config(**settings)
     check(config.needs_model or not peers, f"--peers: {config.method} has no network; leave it out")
     stop = StopSignals()
     from zipcli.pipeline.bench import Bench

@@ -150,6 +150,8 @@ class Progress(AbstractContextManager["Progress"]):
         tars = ", ".join(f"{count} {state}" for state, count in sorted(self.summary.tars.items()))
         in_tars = f"; tars: {tars}" if tars else ""
         others = f"; ignored {self.summary.ignored} other files" if self.summary.ignored else ""
+        asked = self.summary.queries
+        others += f"; {asked:,} queries to the classifier" if asked else ""
         say(
             f"{', '.join(parts)} of {self.summary.found} images{left} in {clock(seconds)}{rate}; "
             f"output in {out}{in_tars}{others}"

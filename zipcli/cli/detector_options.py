@@ -8,7 +8,7 @@ import click
 
 from zipcli.cli.classifier_options import classifier_config, classifier_options
 from zipcli.cli.options import F, Name, given, with_options
-from zipcli.config import DetectConfig, detect_config
+from zipcli.config import DETECTOR_SETTINGS, DetectConfig, detect_config
 from zipcli.detectors import DETECTORS, MEASURED_ON_CIFAR
 
 OPTIONS = ("clean", "threshold", "fpr", "superimposed")
@@ -66,12 +66,15 @@ def advice(config: DetectConfig) -> str | None:
     )
 
 
-def detector_config(ctx: click.Context, detector: str, **shared: Any) -> DetectConfig:
+def detector_config(
+    ctx: click.Context, detector: str, *, others_ask: bool = False, **shared: Any
+) -> DetectConfig:
     """The settings of the detector that the user named.
 
     Args:
         ctx: Of the command.
         detector: Its name.
+        others_ask: Whether the classifier may be there for somebody else.
         **shared: Fields of `DetectConfig` that come from options of the command's own; None where
             nothing was said.
 
@@ -80,4 +83,6 @@ def detector_config(ctx: click.Context, detector: str, **shared: Any) -> DetectC
         ConfigError: Something is missing, wrong or not used by the detector.
     """
     classifier = classifier_config(ctx)
+    if others_ask and "classifier" not in DETECTOR_SETTINGS[detector]:
+        classifier = None
     return detect_config(detector, classifier=classifier, **given(ctx, OPTIONS), **shared)

@@ -13,12 +13,12 @@ from zipcli.errors import ExitCode, shown
 def doctor(*, as_json: bool) -> int:
     """Say what a bug report needs: versions, devices, model cache, disk.
 
-    Looks only, and connects to nothing. Exit code 4 if the built-in prior is damaged.
+    Looks only, and connects to nothing. Exit code 4 if a built-in model is damaged.
     """
     from zipcli.pipeline.doctor import examine
 
     facts = examine()
-    code = ExitCode.MODEL if facts["prior"]["error"] else ExitCode.DONE
+    code = ExitCode.MODEL if any(model["error"] for model in facts["models"].values()) else ExitCode.DONE
     if as_json:
         emit("doctor", **facts, exit_code=int(code))
         return code
@@ -32,7 +32,7 @@ def doctor(*, as_json: bool) -> int:
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    hub, prior = facts["hub"], facts["prior"]
+    hub = facts["hub"]
     mode = "offline" if hub["offline"] else f"from {hub['endpoint']}"
     devices = [
         f"{one['name']} ({one['model']})" if "model" in one else one["name"] for one in facts["devices"]
@@ -44,8 +44,11 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("codecs", ", ".join(name for name, there in facts["codecs"].items() if there)),
         ("memory", f"{facts['memory_bytes'] / 1e9:,.1f} GB"),
         ("devices", f"{', '.join(devices)}; auto is {facts['device']}, {facts['threads']} threads"),
-        ("prior", f"built in, SHA-256 {prior['sha256']}" if prior["sha256"] else "damaged"),
-        ("models", f"{mode}, {'with' if hub['token'] else 'without'} a token"),
+        *(
+            ("model", f"{name}, SHA-256 {model['sha256']}" if model["sha256"] else f"{name} is damaged")
+            for name, model in facts["models"].items()
+        ),
+        ("hub", f"{mode}, {'with' if hub['token'] else 'without'} a token"),
         ("cache", _place(hub["cache"])),
         ("this folder", _place(facts["folder"])),
     ]

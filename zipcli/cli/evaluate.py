@@ -15,10 +15,10 @@ from zipcli.cli.classifier_options import classifier_config, classifier_options
 from zipcli.cli.console import PLAIN_SECONDS, clock, printable, say
 from zipcli.cli.downloads import model_listener
 from zipcli.cli.options import LocalPath, given
-from zipcli.cli.purify import PIXEL_OPTIONS
+from zipcli.cli.purify import PIXEL_OPTIONS, pixel_config
 from zipcli.cli.purify import purify as purify_command
 from zipcli.cli.signals import StopSignals
-from zipcli.config import FolderConfig, purify_config
+from zipcli.config import FolderConfig
 from zipcli.errors import ExitCode, OutputError, shown
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def evaluate(
         raise click.UsageError("--json and --csv: give one of them")
     settings = given(ctx, PIXEL_OPTIONS)
     _refuse_contradictions(settings, purified, no_purify=no_purify)
-    config = purify_config(**settings)
+    config = pixel_config(ctx)
     black_box = classifier_config(ctx)
     assert black_box is not None
     stop = StopSignals()
@@ -95,26 +95,30 @@ def evaluate(
     from zipcli.pipeline.evaluation import library_ssim
     from zipcli.pipeline.plan import check_folder
     from zipcli.pipeline.poisoned_set import read_poisoned_set
+    from zipcli.pipeline.purifier import Purifier
 
     check_folder(folder)
     images = read_poisoned_set(folder, FolderConfig(), stop.check)
     progress = _Progress(quiet=quiet)
     with open_classifier(black_box, stop.check) as classifier:
         purify: Purify | None = None
+        purifier: Purifier | None = None
         if purified:
             from zipcli.pipeline.evaluation import PurifiedFolders
 
             purify = PurifiedFolders(purified)
         elif not no_purify:
             from zipcli.pipeline.evaluation import PurifyNow
-            from zipcli.pipeline.purifier import Purifier
 
             purifier = Purifier.from_config(config, model_listener(stop, quiet=quiet))
             purifier.stop_with(stop.check)
+            purifier.ask_with(classifier)
             purify = PurifyNow(purifier)
         ssim = next(library_ssim(), None)
         result = run(images, classifier, purify, ssim=ssim, progress=progress, check_stop=stop.check)
     facts = result.as_json() | ({"name": name} if name else {})
+    if purifier is not None and (queries := purifier.queries_for(1)):
+        facts["notes"].append(f"the method asked the classifier {queries:,} times")
     if ssim is None:
         facts["notes"].append("no SSIM: pip install 'zipcli[evaluate]'")
     if output is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from zipcli.cli.classifier_options import classifier_config
 from zipcli.cli.console import closed_streams, say
 from zipcli.cli.detector_options import detector_config, detector_options
 from zipcli.cli.options import (
@@ -26,12 +27,14 @@ from zipcli.cli.purify_folder import Wishes, purify_folder
 from zipcli.cli.purify_stream import purify_picture, purify_tar
 from zipcli.cli.signals import StopSignals
 from zipcli.config import (
+    AUTOENCODER,
     DETECTOR_SETTINGS,
     DTYPES,
     FITS,
     FORMATS,
     GRIDS,
     METADATA,
+    METHOD_ASKS,
     METHOD_SETTINGS,
     ON_COLLISION,
     REMOTE_JOBS,
@@ -60,7 +63,7 @@ NOT_OF_TARS = (
 NOT_OF_URLS = ("watch", "tar_shards", *CREW_OPTIONS)
 NOT_OF_TAR_SHARDS = ("watch", "on_collision", "portable_names", *CREW_OPTIONS)
 NOT_OF_PICTURES = (*NOT_OF_TARS, "include", "exclude", "jobs", "detector", "fail_on", "strict_ext")
-PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig)]
+PIXEL_OPTIONS = [field.name for field in fields(PurifyConfig) if field.name != "classifier"]
 FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 
 
@@ -80,7 +83,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     metavar="NAME[:ARG]",
     shell_complete=completing(transform_names),
     default=PurifyConfig.transforms,
-    show_default=True,
+    show_default="blur, for methods that have transforms",
     help="What destroys the trigger: blur[:N], gray, identity, mask:FILE, or several joined with + "
     "(blur:4+gray). Given twice, the corrections are averaged. blur without N takes blocks of 2 pixels "
     "below 128 pixels and of 4 above.",
@@ -90,12 +93,16 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=Name("method", ("auto", *METHOD_SETTINGS)),
     default=PurifyConfig.method,
     show_default=True,
-    help="zip refills what the transforms removed; nullspace does, too, and hides nothing else under noise, "
-    "for which a prior must be trained; auto is nullspace for one transform and such a prior, and else zip. "
-    "To compare with: ddnm refills like zip and never lets go of what it kept; diffpure adds noise and takes "
-    "it away again, blur+diffpure after the transforms; sampdetox does so twice, the second time where the "
-    "first changed most. Without a network: shrinkpad shrinks and shifts, blur only transforms, gray takes "
-    "the colour, none changes nothing.",
+    help="blind takes out what is no part of a photograph, wherever it is, and leaves the rest; it needs no "
+    "transform. zip refills what the transforms removed; nullspace does, too, and hides nothing else under "
+    "noise. For blind and nullspace a model must be trained. auto is the first of blind, nullspace (one "
+    "transform) and zip that uses all options given and that the model was trained for. To compare with: "
+    "ddnm refills like zip and never lets go of what it kept; diffpure adds noise and takes it away again, "
+    "blur+diffpure after the transforms; sampdetox does so twice, the second time where the first changed "
+    "most. Without a network: shrinkpad shrinks and shifts, blur only transforms, gray takes the colour, "
+    "none changes nothing. Two ask the suspect --classifier for labels: bdmae 46 for an image, to "
+    "restore with a masked autoencoder what the answers betray; sancdifi --masks and one, to refill what "
+    "they depend on.",
 )
 @click.option(
     "--sampler",
@@ -169,9 +176,10 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "--t-star",
     type=click.IntRange(1, 1000),
     default=PurifyConfig.t_star,
-    show_default=True,
-    help="diffpure: timesteps of noise that are added and taken away, each one evaluation. Timesteps here "
-    "and below are those of DDPM's linear schedule, whatever that of the model is.",
+    metavar="STEPS",
+    help="diffpure, sancdifi: timesteps of noise that are added and taken away, each one evaluation. "
+    "Timesteps here and below are those of DDPM's linear schedule, whatever that of the model is.  [default: "
+    "100; 500 for sancdifi]",
 )
 @click.option(
     "--t1",
@@ -211,6 +219,29 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     help="shrinkpad: what each side loses.  [default: an eighth, and at least 4]",
 )
 @click.option(
+    "--masks",
+    type=click.IntRange(1, 1_000_000),
+    default=PurifyConfig.masks,
+    show_default=True,
+    help="sancdifi: random masks for an image; each is a query to the classifier.",
+)
+@click.option(
+    "--saliency-threshold",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=PurifyConfig.saliency_threshold,
+    show_default=True,
+    metavar="SHARE",
+    help="sancdifi: share of the pixels that are kept, the least salient ones.",
+)
+@click.option(
+    "--sigma",
+    type=click.FloatRange(0, 1),
+    default=PurifyConfig.sigma,
+    show_default=True,
+    help="blind: standard deviation of the noise that is put on the image, whose values go from -1 to 1, and "
+    "taken away with the rest; it drowns triggers that nobody sees.",
+)
+@click.option(
     "--model",
     "-m",
     default=PurifyConfig.model,
@@ -218,7 +249,8 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     metavar="NAME",
     shell_complete=completing(model_names),
     help="The diffusion prior: a name that `zipcli models list` shows, owner/name[@revision][/file] on the "
-    "Hugging Face Hub, or a file or folder.",
+    "Hugging Face Hub, or a file or folder; builtin is the one for the method that comes with zipcli. For "
+    f"bdmae a masked autoencoder.  [bdmae: {AUTOENCODER}]",
 )
 @click.option("--offline", is_flag=True, help="Never connect to the Hub; the model must be here.")
 @click.option(
@@ -427,7 +459,7 @@ def purify(
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose contradict each other")
     _refuse_contradictions(ctx)
-    config = purify_config(**given(ctx, PIXEL_OPTIONS))
+    config = pixel_config(ctx)
     folder_config = _folder_config(given(ctx, FOLDER_OPTIONS))
     detect = _detect_config(ctx, config, folder_config.detector)
     stop = StopSignals()
@@ -457,6 +489,13 @@ def purify(
         source=source, out=out, verbosity=verbosity, as_json=as_json, crew=crew, **given(ctx, WISHES)
     )
     return purify_folder(wishes, config, folder_config, detect, stop)
+
+
+def pixel_config(ctx: click.Context) -> PurifyConfig:
+    """The settings of the purification, with the classifier where the method asks it."""
+    settings = given(ctx, PIXEL_OPTIONS)
+    classifier = classifier_config(ctx) if settings.get("method") in METHOD_ASKS else None
+    return purify_config(**settings, classifier=classifier)
 
 
 def _refuse_contradictions(ctx: click.Context) -> None:
@@ -489,7 +528,7 @@ def _detect_config(ctx: click.Context, config: PurifyConfig, detector: str) -> D
     """Settings of the detector; its seed and device are those of the purification."""
     used = DETECTOR_SETTINGS[detector] & {"seed", "device"}
     shared = {name: getattr(config, name) for name in used}
-    return detector_config(ctx, detector, **shared)
+    return detector_config(ctx, detector, others_ask=config.asks, **shared)
 
 
 def _folder_config(options: dict[str, Any]) -> FolderConfig:

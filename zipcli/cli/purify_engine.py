@@ -21,11 +21,15 @@ def engine(
 ) -> Iterator[tuple["Purifier", "Screening"]]:
     """Load the models, tell the user what should be known of them, and heed signals from then on."""
     from zipcli.pipeline.detection import open_detector
-    from zipcli.pipeline.purifier import Purifier
+    from zipcli.pipeline.purifier import Purifier, asked_classifier
 
-    purifier = Purifier.from_config(config, model_listener(stop, quiet=verbosity < 0))
-    purifier.stop_with(stop.check)
-    if verbosity >= 0 and (text := advice(detect)):
-        say(f"Note: {text}")
-    with open_detector(detect, lambda text: say(f"Note: {text}"), stop.check) as screening:
-        yield purifier, screening
+    with asked_classifier(config, stop.check) as classifier:
+        purifier = Purifier.from_config(config, model_listener(stop, quiet=verbosity < 0))
+        purifier.stop_with(stop.check)
+        if classifier is not None:
+            purifier.ask_with(classifier)
+        if verbosity >= 0 and (text := advice(detect)):
+            say(f"Note: {text}")
+        # One that both the method and the detector ask is opened once.
+        with open_detector(detect, lambda text: say(f"Note: {text}"), stop.check, classifier) as screening:
+            yield purifier, screening

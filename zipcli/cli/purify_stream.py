@@ -38,14 +38,17 @@ def purify_picture(config: PurifyConfig, files: FolderConfig, stop: StopSignals,
     shared_pool().warm(1)  # it starts while we import torch
     from zipcli.errors import InputError, MemoryExhaustedError, NonFiniteError
     from zipcli.images.write import encode, output_format
-    from zipcli.pipeline.purifier import Purifier
+    from zipcli.pipeline.purifier import Purifier, asked_classifier
 
     data = stop.read(stdin(), files.limits.max_bytes)
     try:
         picture = decode(data, "standard input", files.limits)
-        purifier = Purifier.from_config(config, model_listener(stop, quiet=not verbose))
-        purifier.stop_with(stop.check)
-        clean = purifier.purify_pixels([picture.pixels])[0]
+        with asked_classifier(config, stop.check) as classifier:
+            purifier = Purifier.from_config(config, model_listener(stop, quiet=not verbose))
+            purifier.stop_with(stop.check)
+            if classifier is not None:
+                purifier.ask_with(classifier)
+            clean = purifier.purify_pixels([picture.pixels])[0]
         metadata = picture.metadata if files.metadata == "safe" else None
         out_format = output_format(files.format, picture.format)
         encoded = encode(clean, out_format, quality=files.quality, metadata=metadata)
@@ -56,7 +59,9 @@ def purify_picture(config: PurifyConfig, files: FolderConfig, stop: StopSignals,
     stdout.write(encoded)
     stdout.flush()
     if verbose:
-        say("; ".join(["done standard input", *picture.notes]))
+        queries = purifier.queries_for(1)
+        asked = [] if queries is None else [f"{queries:,} queries to the classifier"]
+        say("; ".join(["done standard input", *picture.notes, *asked]))
     return ExitCode.DONE
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 from zipcli.config import MethodConfig, NoiseSchedule
-from zipcli.protocols import Method
+from zipcli.protocols import AskingMethod, Method
 from zipcli.registry import Registry
 
-METHODS: Registry[Method] = Registry(
+METHODS: Registry[Method | AskingMethod] = Registry(
     "method",
     {
+        "blind": "zipcli.methods.blind:purify",
         "zip": "zipcli.methods.zip:purify",
         "nullspace": "zipcli.methods.nullspace:purify",
         "ddnm": "zipcli.methods.ddnm:purify",
@@ -17,6 +18,8 @@ METHODS: Registry[Method] = Registry(
         "sampdetox": "zipcli.methods.sampdetox:purify",
         "shrinkpad": "zipcli.methods.shrinkpad:purify",
         "blur": "zipcli.methods.blur:purify",
+        "bdmae": "zipcli.methods.bdmae:purify",
+        "sancdifi": "zipcli.methods.sancdifi:purify",
         "gray": "zipcli.methods.gray:purify",
         "none": "zipcli.methods.none:purify",
     },
@@ -25,12 +28,14 @@ METHODS: Registry[Method] = Registry(
 EVALUATIONS: Registry[Callable[[MethodConfig, NoiseSchedule], int]] = Registry(
     "method with a network",
     {
+        "blind": "zipcli.methods.blind:evaluations",
         "zip": "zipcli.methods.zip:evaluations",
         "nullspace": "zipcli.methods.few:evaluations",
         "ddnm": "zipcli.methods.grids:evaluations",
         "diffpure": "zipcli.methods.diffpure:evaluations",
         "blur+diffpure": "zipcli.methods.diffpure:evaluations",
         "sampdetox": "zipcli.methods.sampdetox:evaluations",
+        "sancdifi": "zipcli.methods.diffpure:evaluations",
     },
 )
 """How often each asks the network about an image; `ConfigError` where its chain does not fit a model."""

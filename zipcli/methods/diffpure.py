@@ -57,6 +57,7 @@ def purify(
     t_star - 1 for the first step; here they are t_star - 1, ..., 0.
     """
     assert eps_model is not None
+    assert config.t_star is not None
     visited = range(config.t_star - 1, -1, -1)
     prior = LinearPrior(eps_model, visited)
     step = STEPS[config.sampler]
@@ -96,6 +97,7 @@ def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
     Raises:
         ConfigError: The model does not know as much noise as t_star asks for.
     """
+    assert config.t_star is not None
     check_reaches(schedule, config.t_star - 1, "t star")
     return config.t_star
 

@@ -179,6 +179,13 @@ CATALOG: Mapping[str, KnownModel] = {
         licence="Apache-2.0",
         data="CIFAR-10 and 700 photographs",
     ),
+    "builtin-blind": KnownModel(
+        file="builtin/blind.safetensors",
+        sha256="23e201fa03bdf49ac159e52b8816384bf8633628315a3754492c243c94beca8a",
+        size=3_295_610,
+        licence="Apache-2.0",
+        data="CIFAR-10 and 700 photographs, with things in them that do not belong there",
+    ),
     "openai-256": KnownModel(
         places=(
             HubName(

@@ -10,7 +10,7 @@ from typing import Any
 from zipcli.config import NoiseSchedule
 from zipcli.errors import ConfigError, ModelError, shown
 from zipcli.models.catalog import Architecture, parse_name
-from zipcli.models.design import FORMAT, architecture_design, check_shapes, read_design, tuples
+from zipcli.models.design import FORMAT, KINDS, architecture_design, check_shapes, read_design, tuples
 from zipcli.models.hub import Listener, file_sha256
 from zipcli.models.loading import gathered
 from zipcli.models.published import save, unpickled
@@ -60,21 +60,21 @@ def convert_model(
         files = unpickled(find_model(source, listener, offline=offline), listener)
     if config is not None:
         content = read_json(config)
-        if "_class_name" in content:
+        if {"_class_name", "model_type"} & content.keys():
             files = replace(files, paths=files.paths | {"config": config})
         else:
             architecture = _read_architecture(config, content)
     digest = files.verify()["weights"]
     with _opened(files) as file:
         design = read_design(files, file) if architecture is None else architecture_design(architecture, file)
-        if not isinstance(design.network, UNetConfig):
+        if design.layout == "zipcli":
             raise ModelError(f"{shown(source)}: is a model of ours already; there is nothing to convert")
         check_shapes(design.sources, file, files.weights)
         description = {
             "format": FORMAT,
-            "architecture": "unet",
+            "architecture": next(kind for kind, of in KINDS.items() if isinstance(design.network, of)),
             "network": asdict(design.network),
-            "schedule": asdict(design.schedule),
+            "schedule": None if design.schedule is None else asdict(design.schedule),
             "card": {**design.card, "converted_from": files.name, "source_sha256": digest},
         }
         tensors = dict(gathered(design.sources, file, files.weights))

@@ -13,8 +13,10 @@ from zipcli.config import NoiseSchedule, check
 from zipcli.errors import ConfigError, ModelError, shown
 from zipcli.models.catalog import Architecture
 from zipcli.models.foreign import check_pipeline, diffusers_config, diffusers_schedule
-from zipcli.models.layouts import Source, diffusers_sources, guided_sources
+from zipcli.models.layouts import Source, diffusers_sources, guided_sources, mae_sources
 from zipcli.models.local_unet import LocalUNetConfig, build_local_unet
+from zipcli.models.mae import MAE
+from zipcli.models.mae_config import MODEL_TYPE, MAEConfig, mae_config
 from zipcli.models.store import ModelFiles, read_json
 from zipcli.models.tensors import OpenFile, SafetensorsFile, open_safetensors
 from zipcli.models.unet import UNet
@@ -24,22 +26,28 @@ FORMAT = 1
 """Version of the description in the header of our files; it rises when older programs cannot read a file."""
 
 
+Network = UNetConfig | LocalUNetConfig | MAEConfig
+
+KINDS: Mapping[str, type[Network]] = {"local-unet": LocalUNetConfig, "unet": UNetConfig, "mae": MAEConfig}
+"""Networks by what the header of our files calls them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Design:
     """What a model computes, and where its file has each parameter.
 
     Attributes:
         network: Settings of the network; their class says which network.
-        schedule: The noise it was trained with.
+        schedule: The noise it was trained with; None of a masked autoencoder, which knows none.
         sources: Where each parameter comes from, by our name.
-        layout: Whose names the file uses: ours, diffusers' or OpenAI's ("guided").
+        layout: Whose names the file uses: ours, diffusers', transformers' or OpenAI's ("guided").
         sigma_data: Of the preconditioning around a `LocalUNet`.
         card: How the model was made, where the file says so.
         notes: What the user should know.
     """
 
-    network: UNetConfig | LocalUNetConfig
-    schedule: NoiseSchedule
+    network: Network
+    schedule: NoiseSchedule | None
     sources: Mapping[str, Source]
     layout: str
     sigma_data: float = 0.5
@@ -51,6 +59,8 @@ class Design:
         with torch.device("meta"):
             if isinstance(self.network, UNetConfig):
                 return UNet(self.network)
+            if isinstance(self.network, MAEConfig):
+                return MAE(self.network)
             return build_local_unet(self.network)
 
 
@@ -77,7 +87,10 @@ def read_design(files: ModelFiles, file: OpenFile) -> Design:
         with _about(files.weights):
             return _own_design(own)
     if files.config is not None:
-        return _diffusers_design(files, files.config, file)
+        config = read_json(files.config)
+        if config.get("model_type") == MODEL_TYPE:
+            return _mae_design(files.config, config, file)
+        return _diffusers_design(files, files.config, config, file)
     if files.architecture is not None:
         return architecture_design(files.architecture, file)
     like = ""
@@ -106,9 +119,8 @@ def _about(path: Path) -> Iterator[None]:
 def _own_design(own: Mapping[str, Any]) -> Design:
     check(own.get("format") == FORMAT, "not a model of this version of zipcli")
     kind = own.get("architecture", "local-unet")
-    check(kind in ("local-unet", "unet"), "its kind of network is not one of this version of zipcli")
-    settings = tuples(own["network"])
-    network = UNetConfig(**settings) if kind == "unet" else LocalUNetConfig(**settings)
+    check(kind in KINDS, "its kind of network is not one of this version of zipcli")
+    network = KINDS[kind](**tuples(own["network"]))
     sigma_data = own.get("sigma_data", 0.5)
     check(
         type(sigma_data) in (int, float) and 0 < sigma_data < 1e6,
@@ -116,7 +128,7 @@ def _own_design(own: Mapping[str, Any]) -> Design:
     )
     design = Design(
         network=network,
-        schedule=NoiseSchedule(**tuples(own["schedule"])),
+        schedule=None if kind == "mae" else NoiseSchedule(**tuples(own["schedule"])),
         sources={},
         layout="zipcli",
         sigma_data=sigma_data,
@@ -127,11 +139,21 @@ def _own_design(own: Mapping[str, Any]) -> Design:
     return replace(design, sources=same)
 
 
-def _diffusers_design(files: ModelFiles, config_file: Path, file: OpenFile) -> Design:
+def _mae_design(config_file: Path, config: Mapping[str, Any], file: OpenFile) -> Design:
+    with _about(config_file):
+        network = mae_config(config)
+    # Since 2026 transformers writes other names for the same blocks.
+    is_new = any(name.startswith("decoder.decoder_encoder.") for name in file.shapes)
+    sources = mae_sources(network, decoder="decoder_encoder.layer" if is_new else "decoder_layers")
+    return Design(network=network, schedule=None, sources=sources, layout="transformers")
+
+
+def _diffusers_design(
+    files: ModelFiles, config_file: Path, config: Mapping[str, Any], file: OpenFile
+) -> Design:
     if "index" in files.paths:
         with _about(files.paths["index"]):
             check_pipeline(read_json(files.paths["index"]))
-    config = read_json(config_file)
     with _about(config_file):
         network = diffusers_config(config)
     schedule, notes = NoiseSchedule(), list[str]()

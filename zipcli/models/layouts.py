@@ -1,7 +1,8 @@
-"""What foreign checkpoints call the tensors of our U-Net.
+"""What foreign checkpoints call the tensors of our networks.
 
-Two families have published weights: OpenAI's guided-diffusion and improved-diffusion ("guided"),
-and diffusers' UNet2DModel ("diffusers"). Each table below has our name of a layer on the left.
+Two families have published weights of our U-Net: OpenAI's guided-diffusion and improved-diffusion
+("guided"), and diffusers' UNet2DModel ("diffusers"). Masked autoencoders are called as transformers does
+("transformers"). Each table below has our name of a layer on the left.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from zipcli.models.mae import MAE
+from zipcli.models.mae_config import MAEConfig
 from zipcli.models.unet import UNet
 from zipcli.models.unet_config import UNetConfig
 
@@ -165,4 +168,52 @@ def _sources(
         else:  # the convolution of a resampling without a residual block
             assert part == "conv", name
             sources[name] = Source(names=(f"{blocks[block]}.{kind}",), shapes=(shape,))
+    return sources
+
+
+# Tensors of transformers' ViTMAEForPreTraining that are there once.
+_MAE_LAYERS = {
+    "patch": "vit.embeddings.patch_embeddings.projection",
+    "norm": "vit.layernorm",
+    "bridge": "decoder.decoder_embed",
+    "decoder_norm": "decoder.decoder_norm",
+    "pixels": "decoder.decoder_pred",
+}
+_MAE_TENSORS = {
+    "class_token": "vit.embeddings.cls_token",
+    "positions": "vit.embeddings.position_embeddings",
+    "mask_token": "decoder.mask_token",
+    "decoder_positions": "decoder.decoder_pos_embed",
+}
+_MAE_BLOCK = {
+    "norm1": ("layernorm_before",),
+    "qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    "proj": ("attention.output.dense",),
+    "norm2": ("layernorm_after",),
+    "up": ("intermediate.dense",),
+    "down": ("output.dense",),
+}
+
+
+def mae_sources(config: MAEConfig, *, decoder: str = "decoder_layers") -> dict[str, Source]:
+    """Where the parameters of an `MAE` are in a file of transformers', by our name.
+
+    `decoder` is what the file calls the blocks of its decoder.
+    """
+    blocks = {"encoder": "vit.encoder.layer", "decoder": f"decoder.{decoder}"}
+    with torch.device("meta"):
+        parameters = MAE(config).state_dict()
+    sources: dict[str, Source] = {}
+    for name, parameter in parameters.items():
+        shape = tuple(parameter.shape)
+        layer, _, kind = name.rpartition(".")
+        if name in _MAE_TENSORS:
+            sources[name] = Source(names=(_MAE_TENSORS[name],), shapes=(shape,))
+        elif layer in _MAE_LAYERS:
+            sources[name] = Source(names=(f"{_MAE_LAYERS[layer]}.{kind}",), shapes=(shape,))
+        else:
+            way, number, part = layer.split(".")
+            theirs = tuple(f"{blocks[way]}.{number}.{own}.{kind}" for own in _MAE_BLOCK[part])
+            rows = (shape[0] // len(theirs), *shape[1:])
+            sources[name] = Source(names=theirs, shapes=(rows,) * len(theirs))
     return sources

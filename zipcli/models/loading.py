@@ -1,6 +1,7 @@
 """Loads a model: finds its files, verifies them, builds its network and fills it."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zipcli.config import AUTOENCODER, NoiseSchedule
 from zipcli.errors import ModelError, shown
 from zipcli.models.denoiser import Denoiser
 from zipcli.models.design import Design, open_model
 from zipcli.models.hub import Listener
 from zipcli.models.layouts import Source
 from zipcli.models.local_unet import BandedUNet, LocalUNet
+from zipcli.models.mae import MAE, Restorer
+from zipcli.models.mae_config import MAEConfig
 from zipcli.models.prior import Prior, UNetPrior
 from zipcli.models.published import unpickled
-from zipcli.models.store import find_model
-from zipcli.models.tensors import OpenFile, check_finite
+from zipcli.models.store import ModelFiles, find_model
+from zipcli.models.tensors import OpenFile, SafetensorsFile, check_finite
 from zipcli.models.unet import UNet
 
 
@@ -61,23 +65,92 @@ def load_model(
     Raises:
         ModelError: It cannot be had, is damaged, or is nothing that we can use.
     """
-    listener = listener or Listener()
-    files = unpickled(find_model(name, listener, offline=offline), listener)
-    sha256 = files.verify()["weights"]
-    with open_model(files) as (file, design):
+    with _opened(name, offline, listener) as (files, sha256, file, design):
+        if design.schedule is None:
+            raise ModelError(
+                f"model {shown(name)}: it is a masked autoencoder, of use to --method bdmae alone; give a "
+                "diffusion model"
+            )
         network = design.build()
         if dtype == "auto":
             dtype = fitting_dtype(network, device)
         if isinstance(network, UNet):
             network.set_torso(getattr(torch, dtype))
         fill(network, design.sources, file, files.weights, device)
-    model = _serve(network.eval().requires_grad_(False), design, getattr(torch, dtype))
+        network.eval().requires_grad_(False)
+        model = _serve(network, design, design.schedule, getattr(torch, dtype))
+    return LoadedModel(
+        model=model,
+        sha256=sha256,
+        fingerprint=_fingerprint(design, sha256, dtype),
+        card=design.card,
+        notes=design.notes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedAutoencoder:
+    """A masked autoencoder, ready on its device.
+
+    Attributes:
+        model: A `MaskedAutoencoder`.
+        fingerprint: Everything that decides its predictions, for JSON.
+    """
+
+    model: Restorer
+    fingerprint: dict[str, Any]
+
+
+def load_autoencoder(
+    name: str, device: torch.device, *, offline: bool = False, listener: Listener | None = None
+) -> LoadedAutoencoder:
+    """Load a model as a masked autoencoder, in float32; the arguments are those of `load_model`.
+
+    Raises:
+        ModelError: It cannot be had, is damaged, or is no masked autoencoder.
+    """
+    with _opened(name, offline, listener) as (files, sha256, file, design):
+        if not isinstance(design.network, MAEConfig):
+            raise ModelError(
+                f"model {shown(name)}: it is a diffusion model, and a masked autoencoder is needed, such as "
+                f"{AUTOENCODER}"
+            )
+        network = design.build()
+        assert isinstance(network, MAE)
+        fill(network, design.sources, file, files.weights, device)
+    network.eval().requires_grad_(False)
+    return LoadedAutoencoder(model=Restorer(network), fingerprint=_fingerprint(design, sha256, "float32"))
+
+
+def check_model(name: str) -> str:
+    """Read a model that is here completely, of whichever kind; returns the digest of its weights.
+
+    Raises:
+        ModelError: It is not here, is damaged, or is nothing that we can use.
+    """
+    with _opened(name, True, None) as (files, sha256, file, design):
+        fill(design.build(), design.sources, file, files.weights, torch.device("cpu"))
+    return sha256
+
+
+@contextmanager
+def _opened(
+    name: str, offline: bool, listener: Listener | None
+) -> Iterator[tuple[ModelFiles, str, SafetensorsFile, Design]]:
+    """Find, verify and open a model; no tensor is read yet."""
+    listener = listener or Listener()
+    files = unpickled(find_model(name, listener, offline=offline), listener)
+    sha256 = files.verify()["weights"]
+    with open_model(files) as (file, design):
+        yield files, sha256, file, design
+
+
+def _fingerprint(design: Design, sha256: str, dtype: str) -> dict[str, Any]:
     fingerprint: dict[str, Any] = {"model_sha256": sha256, "dtype": dtype}
     if design.layout != "zipcli":  # our own files say this under their digest
-        fingerprint["network"] = asdict(design.network) | {"schedule": asdict(design.schedule)}
-    return LoadedModel(
-        model=model, sha256=sha256, fingerprint=fingerprint, card=design.card, notes=design.notes
-    )
+        schedule = {} if design.schedule is None else {"schedule": asdict(design.schedule)}
+        fingerprint["network"] = asdict(design.network) | schedule
+    return fingerprint
 
 
 def fitting_dtype(network: nn.Module, device: torch.device) -> str:
@@ -101,12 +174,14 @@ def multiplies_bfloat16() -> bool:
     return older is not None and bool(older())
 
 
-def _serve(network: nn.Module, design: Design, dtype: torch.dtype) -> Prior | UNetPrior:
+def _serve(
+    network: nn.Module, design: Design, schedule: NoiseSchedule, dtype: torch.dtype
+) -> Prior | UNetPrior:
     if isinstance(network, UNet):
-        return UNetPrior(network, design.schedule)
+        return UNetPrior(network, schedule)
     assert isinstance(network, LocalUNet | BandedUNet)
     denoiser = Denoiser(network, design.sigma_data).eval()
-    return Prior(denoiser, design.schedule, network.config.channels, dtype)
+    return Prior(denoiser, schedule, network.config.channels, dtype)
 
 
 def fill(

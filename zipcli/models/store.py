@@ -24,7 +24,7 @@ class ModelFiles:
 
     Attributes:
         name: The model as the user named it.
-        paths: The files by role: weights, and of diffusers' config (config.json), scheduler
+        paths: The files by role: weights, and of diffusers' and transformers' config (config.json), scheduler
             (scheduler_config.json) and index (model_index.json), where they are.
         sha256: The digest that each file must have, by role (or, 40 digits, what git calls it); a
             role that is missing is not checked.

@@ -55,7 +55,7 @@ def describe_model(files: ModelFiles) -> dict[str, Any]:
         "layout": design.layout,
         "parameters": parameters,
         "network": asdict(design.network),
-        "schedule": asdict(design.schedule),
+        "schedule": asdict(design.schedule) if design.schedule is not None else {},
         "card": dict(design.card),
         "notes": list(design.notes),
         "weights_sha256": digests["weights"],

@@ -226,7 +226,7 @@ class Bench:
         if config.needs_model:
             self._loaded = load_model(config.model, self.device, config.dtype, offline=config.offline)
             dtype = getattr(torch, self._loaded.fingerprint["dtype"])
-            config = config.for_model(knows_partial_noise="partial_noise" in self._loaded.card)
+            config = config.for_model(self._loaded.card)
             self._plain = self._loaded.model
             window = Purifier(config).window(self._plain.schedule, self._plain.native_side)
             self._side, self._overlap = window

@@ -83,13 +83,15 @@ def open_detector(
     config: DetectConfig,
     note: Callable[[str], None] = lambda text: None,
     check_stop: Callable[[], None] = lambda: None,
+    classifier: Classifier | None = None,
 ) -> Iterator[Screening]:
-    """Open what a detector needs; a classifier ends with the block.
+    """Open what a detector needs; a classifier that is opened here ends with the block.
 
     Args:
         config: The settings.
         note: Is told what the user should know, such as clean images that cannot be used.
         check_stop: Called often; it may raise to stop.
+        classifier: That of the settings, where somebody has opened it already.
 
     Raises:
         ConfigError: A setting does not fit, or there are no clean images.
@@ -101,7 +103,9 @@ def open_detector(
         if config.detector in DIGESTS:
             named["detector_weights"] = DIGESTS[config.detector]
         if config.classifier is not None:
-            parts["classifier"] = stack.enter_context(open_classifier(config.classifier, check_stop))
+            parts["classifier"] = classifier or stack.enter_context(
+                open_classifier(config.classifier, check_stop)
+            )
         if config.clean is not None:
             parts["clean"] = clean = CleanFolder(config.clean, parts.get("classifier"), note, check_stop)
             named["detector_clean"] = clean.sha256

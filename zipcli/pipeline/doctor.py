@@ -14,6 +14,7 @@ from PIL import features
 
 from zipcli import __version__
 from zipcli.errors import ModelError
+from zipcli.models.catalog import CATALOG
 from zipcli.models.hub import hub_constants, is_writable, private_folder
 from zipcli.models.store import find_cached
 from zipcli.pipeline.device import pick_device
@@ -31,7 +32,7 @@ def examine() -> dict[str, Any]:
     """Look at the machine.
 
     Returns:
-        Versions, devices, codecs, the built-in prior, the model cache, free disk, and `problems`:
+        Versions, devices, codecs, the built-in models, the model cache, free disk, and `problems`:
         sentences for people, empty where all is well. Ready for JSON.
     """
     facts: dict[str, Any] = {
@@ -45,7 +46,7 @@ def examine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": _devices(),
         "device": str(pick_device("auto")),
-        "prior": _prior(),
+        "models": {name: _built_in(name) for name, known in CATALOG.items() if known.file},
         "hub": _hub(),
         "folder": _place(Path.cwd()),
     }
@@ -69,10 +70,10 @@ def _devices() -> list[dict[str, Any]]:
     return found
 
 
-def _prior() -> dict[str, Any]:
-    """Whether the prior in the package is what was shipped."""
+def _built_in(name: str) -> dict[str, Any]:
+    """Whether a model in the package is what was shipped."""
     try:
-        files = find_cached("builtin")
+        files = find_cached(name)
         assert files is not None
         return {"sha256": files.verify()["weights"], "error": None}
     except ModelError as e:
@@ -111,8 +112,9 @@ def _place(folder: Path) -> dict[str, Any]:
 def _problems(facts: dict[str, Any]) -> list[str]:
     """What is wrong, and what to do."""
     found = []
-    if facts["prior"]["error"]:
-        found.append(f"the built-in prior is damaged, install zipcli again: {facts['prior']['error']}")
+    for name, model in facts["models"].items():
+        if model["error"]:
+            found.append(f"the model {name} is damaged, install zipcli again: {model['error']}")
     missing = [name for name, there in facts["codecs"].items() if not there]
     if missing:
         found.append(f"Pillow was built without {', '.join(missing)}; such images will fail")

@@ -47,13 +47,17 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One decoded image on its way; `score` is set by a detector, `clean` once it is purified or cleared."""
+    """One decoded image on its way; `score` is set by a detector, `clean` once it is purified or cleared.
+
+    `queries` are those that its purification took.
+    """
 
     entry: Entry
     sha256: str
     picture: Picture
     began: float
     score: float | None = None
+    queries: int | None = None
     clean: np.ndarray | None = field(default=None, repr=False)
 
     @property
@@ -269,6 +273,8 @@ class FolderRun:
             error = InputError(Reason.OUT_OF_MEMORY, str(e))
         else:
             self.room.fitted(batch[0].shape)
+            queries = self.purifier.queries_for(len(batch))
+            batch = [replace(item, queries=queries) for item in batch]
             yield from (self.checked(item, pixels) for item, pixels in zip(batch, clean, strict=True))
             return
         # Past the handlers, so that the memory of the failed attempt is free again.
@@ -292,7 +298,8 @@ class FolderRun:
             no_memory = InputError(Reason.OUT_OF_MEMORY, f"{error}; in float32 {e}")
             return self.failed(item.entry, no_memory, item.sha256)
         notes = (*item.picture.notes, "purified in float32, since a shorter format overflowed")
-        return self.checked(replace(item, picture=replace(item.picture, notes=notes)), clean)
+        picture = replace(item.picture, notes=notes)
+        return self.checked(replace(item, picture=picture, queries=careful.queries_for(1)), clean)
 
     def checked(self, item: Item, clean: np.ndarray) -> Item | Outcome:
         """A purified image, or a failure where nothing of the picture is left."""
@@ -333,6 +340,7 @@ class FolderRun:
             lossy=is_lossy(out_format),
             score=None if item.score is None else round(item.score, 6),
             threshold=None if item.score is None else round(self.detector.threshold, 6),
+            queries=item.queries,
             notes=(*picture.notes, *_misnamed(entry.path, picture.format)),
         )
         return self._finish(outcome)

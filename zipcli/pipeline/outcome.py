@@ -35,6 +35,7 @@ class Outcome:
         lossy: Whether the output format loses detail.
         score: Of the detector.
         threshold: Score from which the detector calls an image suspicious.
+        queries: Images that the classifier was shown to purify it.
         is_folder: Whether it is a folder that cannot be listed; the ledger speaks of images alone.
         tar: Of an image in a tar shard, relative path of the tar; there its output is in a tar, too.
         is_tar: Whether it is a tar shard.
@@ -60,6 +61,7 @@ class Outcome:
     lossy: bool | None = None
     score: float | None = None
     threshold: float | None = None
+    queries: int | None = None
     is_folder: bool | None = None
     tar: str | None = None
     is_tar: bool | None = None
@@ -93,7 +95,8 @@ class Summary:
     """Counts of a run: found = done + passed + skipped + failed.
 
     Of those that are skipped, `already` were done by an earlier run; `ignored` files are no images, and
-    `left` are images that a run which was stopped did not come to. Tar shards are counted apart.
+    `left` are images that a run which was stopped did not come to. Tar shards are counted apart. `queries`
+    went to the classifier for the images that are done.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -102,6 +105,7 @@ class Summary:
     already: int = 0
     left: int = 0
     tars: Counter[str] = field(default_factory=Counter)
+    queries: int = 0
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
@@ -109,6 +113,7 @@ class Summary:
             self.tars[outcome.state] += 1
             return
         self.counts[outcome.state] += 1
+        self.queries += outcome.queries or 0
         self.already += outcome.state == "skipped" and outcome.reason is None
         if outcome.reason:
             self.reasons[outcome.reason] += 1
@@ -129,7 +134,8 @@ class Summary:
         others = {"already": self.already, "left": self.left, "ignored": self.ignored}
         tars = {state: self.tars[state] for state in ("done", "skipped", "failed")}
         of_tars = {"tars": {"found": self.tars.total(), **tars}} if self.tars else {}
-        return {"found": self.found, **states, **others, **of_tars, "reasons": dict(self.reasons)}
+        asked = {"queries": self.queries} if self.queries else {}
+        return {"found": self.found, **states, **others, **of_tars, **asked, "reasons": dict(self.reasons)}
 
 
 def json_path(name: str, path: str) -> dict[str, str]:

@@ -1,17 +1,20 @@
 """Purifier: suspicious images in, clean images out. The command and the class share all of this."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
 
-from zipcli.config import NoiseSchedule, PurifyConfig, check, purify_config
+from zipcli.classifiers import open_classifier
+from zipcli.config import AUTOENCODER, CANDIDATES, NoiseSchedule, PurifyConfig, check, purify_config
 from zipcli.errors import (
     ConfigError,
     DeviceLostError,
@@ -27,18 +30,22 @@ from zipcli.methods import EVALUATIONS, METHODS
 from zipcli.models.catalog import known_architecture
 from zipcli.models.compiled import compiled
 from zipcli.models.hub import Listener
-from zipcli.models.loading import load_model
+from zipcli.models.loading import load_autoencoder, load_model
+from zipcli.models.mae import Restorer
 from zipcli.models.packed import for_inference, is_batch_invariant
 from zipcli.models.prior import Prior, UNetPrior
 from zipcli.pipeline.device import is_device_lost, is_out_of_memory, pick_device, to_device
 from zipcli.pipeline.windows import DEFAULT_OVERLAP, DEFAULT_WINDOW, WindowedModel
-from zipcli.protocols import EpsModel
+from zipcli.protocols import AskingMethod, Classifier, EpsModel, Method
 from zipcli.transforms import make_operator
 
 P = TypeVar("P", PIL.Image.Image, Tensor)
 
 BATCH_PIXELS = 64 * 32 * 32
 """Pixels that one batch holds, in whole calls, when the batch size is left to us."""
+
+ASK_PIXELS = 2**22
+"""Pixels that the classifier is shown in one call."""
 
 CROP_SIDE = 256
 """Side that larger images are resized or cropped to, for a model that takes any size."""
@@ -70,8 +77,15 @@ class Purifier:
             not self._masks or config.fit == "tile",
             f"transform mask: a mask belongs to the pixels of the image; leave out --fit {config.fit}",
         )
-        self._method = METHODS[config.method]
+        method = METHODS[config.method]
+        self._method: Method = (
+            partial(cast(AskingMethod, method), ask=self._ask) if config.asks else cast(Method, method)
+        )
         self._model: WindowedModel | None = None
+        self._autoencoder: Restorer | None = None
+        self._classifier: Classifier | None = None
+        self._queries = 0
+        self._check_stop: Callable[[], None] = lambda: None
         self._in_float32: Purifier | None = None
         if transforms:
             settings["transforms"] = [self._with_digests(text) for text in transforms]
@@ -101,8 +115,10 @@ class Purifier:
         `listener` is told of a download, and of what the user should know of the model.
         """
         purifier = cls(config)
-        if config.needs_model:
-            listener = listener or Listener()
+        listener = listener or Listener()
+        if config.needs_autoencoder:
+            purifier._load_autoencoder(listener)
+        elif config.needs_model:
             if (known := known_architecture(config.model)) is not None:
                 # Better now than after gigabytes have come.
                 purifier.window(known.schedule, known.network.side)
@@ -111,17 +127,57 @@ class Purifier:
             )
             for note in loaded.notes:
                 listener.note(note)
-            knows = "partial_noise" in loaded.card
-            if (settled := config.for_model(knows_partial_noise=knows)) != config:
+            if (settled := config.for_model(loaded.card)) != config:
                 config, purifier = settled, cls(settled)
-            if config.method == "nullspace" and not knows:
+            check(
+                config.method == "blind" or loaded.card.get("blind_states") != 1.0,
+                f"model {config.model}: it is for the method blind only; leave it out",
+            )
+            if CANDIDATES.get(config.method) not in (None, *loaded.card):
                 listener.note(
-                    f"model {config.model} was not trained for the method nullspace, as the built-in one and "
-                    "those of zipcli train are; it may refill badly"
+                    f"model {config.model} was not trained for the method {config.method}, as the built-in "
+                    "one and those of zipcli train are; it may purify badly"
                 )
             model = laid_out(loaded.model, config, listener.check_stop)
             purifier.use(model, loaded.fingerprint, batch_invariant=is_batch_invariant(model))
         return purifier
+
+    def _load_autoencoder(self, listener: Listener) -> None:
+        name = self.config.model
+        check(  # better now than after gigabytes have come
+            known_architecture(name) is None,
+            f"model {name}: it is a diffusion model, and method {self.config.method} needs a masked "
+            f"autoencoder, such as {AUTOENCODER}",
+        )
+        loaded = load_autoencoder(name, self.device, offline=self.config.offline, listener=listener)
+        self._autoencoder = loaded.model
+        self.fingerprint_parts |= loaded.fingerprint
+
+    def ask_with(self, classifier: Classifier) -> None:
+        """Let the method ask this classifier, which must be that of the settings."""
+        self._classifier = classifier
+
+    def queries_for(self, images: int) -> int | None:
+        """How many images the classifier was shown for each of the last `images`; None without one.
+
+        Counted since this was asked last; failed attempts are in it.
+        """
+        if not self.config.asks:
+            return None
+        each, self._queries = divmod(self._queries, images)
+        return each
+
+    def _ask(self, images: Tensor) -> Tensor:
+        """The classifier as an `Ask`."""
+        if self._classifier is None:
+            raise ConfigError("this purifier has no classifier yet; give it one with ask_with(classifier)")
+        together = max(1, ASK_PIXELS // (images.shape[-2] * images.shape[-1]))
+        labels = []
+        for some in torch.split(images, together):
+            self._check_stop()
+            labels.append(torch.from_numpy(self._classifier(list(to_levels(some))).labels))
+        self._queries += len(images)
+        return torch.cat(labels)
 
     def use(self, model: EpsModel, fingerprint: dict[str, Any], *, batch_invariant: bool = False) -> None:
         """Purify with a model.
@@ -203,8 +259,7 @@ class Purifier:
         clean = self._purify(x, [pixel_digest(pixels) for pixels in images])
         if is_grey:
             clean = clean.mean(dim=1, keepdim=True)
-        levels = ((clean.clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8)
-        arrays = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        arrays = to_levels(clean)
         return [np.ascontiguousarray(a[..., 0] if is_grey else a) for a in arrays]
 
     def batch_size(self, size: tuple[int, int]) -> int:
@@ -231,14 +286,17 @@ class Purifier:
             return None
         if self._in_float32 is None:
             self._in_float32 = Purifier.from_config(self.config.changed(dtype="float32", compile=False))
-            if self._model is not None:
-                self._in_float32.stop_with(self._model.before_call)
+            self._in_float32.stop_with(self._check_stop)
+            if self._classifier is not None:
+                self._in_float32.ask_with(self._classifier)
         return self._in_float32
 
     def stop_with(self, check_stop: Callable[[], None]) -> None:
-        """Call `check_stop` before every call of the network; it may raise to stop a batch."""
-        if self._model is not None:
-            self._model.before_call = check_stop
+        """Call `check_stop` before every call of a network or classifier; it may raise to stop a batch."""
+        self._check_stop = check_stop
+        for model in (self._model, self._autoencoder):
+            if model is not None:
+                model.before_call = check_stop
 
     def _purify_tensor(self, image: Tensor) -> Tensor:
         batch = image if image.ndim == 4 else image[None]
@@ -265,7 +323,8 @@ class Purifier:
     @torch.inference_mode()
     def _purify(self, x: Tensor, digests: Sequence[bytes]) -> Tensor:
         """Purify (N, 3, H, W) in [-1, 1]; `digests` identify the images."""
-        if self.config.needs_model and self._model is None:
+        model = self._autoencoder or self._model
+        if self.config.needs_model and model is None:
             raise ConfigError("this purifier has no model yet; build it with Purifier.from_config(config)")
         size = (x.shape[-2], x.shape[-1])
         x = to_device(x, self.device)
@@ -273,7 +332,9 @@ class Purifier:
         fitted = fit(x, self.config.fit, side)
         noise = ImageNoise(self.config.seed, digests)
         try:
-            clean = self._method(fitted, self._model, self._operators, self.config, noise=noise)
+            clean = self._method(
+                fitted, cast(EpsModel | None, model), self._operators, self.config, noise=noise
+            )
         except (MemoryError, RuntimeError) as e:
             if is_device_lost(e):
                 what = " ".join(str(e).split())[:200]
@@ -326,6 +387,23 @@ class Purifier:
         return torch.from_numpy((grey >= 128).astype(np.float32))[None, None]
 
 
+@contextlib.contextmanager
+def asked_classifier(
+    config: PurifyConfig, check_stop: Callable[[], None] = lambda: None
+) -> Iterator[Classifier | None]:
+    """Open the classifier that the method asks, if it asks one; it ends with the block.
+
+    Raises:
+        ConfigError: A setting does not fit.
+        ClassifierError: The classifier is missing.
+    """
+    if config.classifier is None:
+        yield None
+        return
+    with open_classifier(config.classifier, check_stop) as classifier:
+        yield classifier
+
+
 def laid_out(
     model: Prior | UNetPrior, config: PurifyConfig, check_stop: Callable[[], None]
 ) -> Prior | UNetPrior:
@@ -375,6 +453,12 @@ def pixel_digest(pixels: np.ndarray) -> bytes:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     shape = np.array(pixels.shape, dtype="<u4").tobytes()
     return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+def to_levels(x: Tensor) -> np.ndarray:
+    """(N, C, H, W) in [-1, 1], clipped here, to uint8 (N, H, W, C), rounded half up."""
+    levels = ((x.clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -25,7 +25,7 @@ from zipcli.pipeline.folder import FolderRun
 from zipcli.pipeline.messages import Answer, Changed, Failed, Gone, Job, Ready, Unit
 from zipcli.pipeline.outcome import Outcome
 from zipcli.pipeline.plan import Entry, Plan
-from zipcli.pipeline.purifier import Purifier
+from zipcli.pipeline.purifier import Purifier, asked_classifier
 from zipcli.pipeline.resume import DECISIONS, Decision, find, has_bytes
 from zipcli.pipeline.streams import Room
 from zipcli.system import keep_freed_memory
@@ -191,12 +191,15 @@ def open_worker(job: Job, listener: Listener) -> Iterator[Worker]:
         ZipcliError: The models are missing, or the settings do not fit.
     """
     keep_freed_memory()
-    purifier = Purifier.from_config(job.config, listener)
-    if purifier.device.type == "cpu":
-        torch.set_num_threads(1)  # there are as many workers as the user wants cores to be busy
-    purifier.stop_with(listener.check_stop)
-    with open_detector(job.detect, listener.note, listener.check_stop) as screening:
-        yield Worker(job, purifier, screening, listener)
+    with asked_classifier(job.config, listener.check_stop) as classifier:
+        purifier = Purifier.from_config(job.config, listener)
+        if purifier.device.type == "cpu":
+            torch.set_num_threads(1)  # there are as many workers as the user wants cores to be busy
+        purifier.stop_with(listener.check_stop)
+        if classifier is not None:
+            purifier.ask_with(classifier)
+        with open_detector(job.detect, listener.note, listener.check_stop, classifier) as screening:
+            yield Worker(job, purifier, screening, listener)
 
 
 def last_words(error: Exception) -> Failed | Gone:
