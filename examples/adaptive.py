@@ -35,14 +35,14 @@ import numpy as np
 import torch
 from attack_loop import unpack, victim
 from measure_samplers import Pixels, purify, tensor
-from study import Store, TestSet, answers, digest, pixels_digest, read_set, shares, spread, table
+from study import Store, TestSet, answers, digest, pixels_digest, read_set, setting, shares, spread, table
 from torch import Tensor
 from train_classifier import CLASSES, labelled_images, load_classifier
 from train_victim import export, fine_tune
 
 from zipcli import Purifier
 from zipcli.attacks import ATTACKS
-from zipcli.config import attack_config, purify_config
+from zipcli.config import METHOD_ASKS, attack_config, purify_config
 from zipcli.images.write import psnr
 from zipcli.methods import METHODS
 from zipcli.metrics import attack_success, share
@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--submissions", type=int, default=10)
     parser.add_argument("--attacks", default="badnets,blended,wanet", help="whose images are submitted again")
     options = parser.parse_args()
+    if options.method in METHOD_ASKS:
+        parser.error(f"--method: {options.method} asks a classifier, and has no gradient")
     stages = options.stages.split(",")
     if unknown := [name for name in stages if name not in STAGES]:
         parser.error(f"--stages: {', '.join(unknown)} not among {', '.join(STAGES)}")
@@ -98,19 +100,6 @@ def main() -> None:
         print(f"## {name}\n")
         print("\n".join(table(list(shown[0]), [list(line.values()) for line in shown])) + "\n", flush=True)
     lab.store.write(f"result-{lab.config.method}-{digest(results['options'])}.json", results)
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """A field of `PurifyConfig` and its value, from NAME=VALUE."""
-    name, _, value = text.partition("=")
-    if name == "transforms":
-        return name, value.split(",")
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            pass
-    return name, value
 
 
 def words(facts: Facts) -> dict[str, str]:

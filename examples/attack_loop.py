@@ -53,6 +53,7 @@ DEFENCES = {
     "blur": ["--method", "blur", "-t", "blur:2"],
     "zip": ["--sampler", "ddim"],  # the chain of the paper
     "nullspace": ["--method", "nullspace"],
+    "blind": ["--method", "blind"],  # the default
 }
 
 

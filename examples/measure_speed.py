@@ -164,7 +164,7 @@ def compare(network: str, contenders: list[Contender], options: argparse.Namespa
 
 
 def of_loops(options: argparse.Namespace) -> list[Contender]:
-    """What zipcli and the loops do, all with the same weights; zipcli's defaults come first."""
+    """What zipcli and the loops do, with the same weights; but the default has a network of its own."""
     prior = Counting(load_model(options.model, CPU, "float32").model)
     images, few = cifar(options.images), cifar(options.slow_images)
     generator = torch.Generator().manual_seed(SEED)
@@ -188,8 +188,9 @@ def of_loops(options: argparse.Namespace) -> list[Contender]:
         (native, "SampDetox, gate at once", few, partial(sampdetox, by_pixel=False)),
     ]
     return [
-        zipcli("zipcli, defaults"),
-        zipcli("zipcli, float32", dtype="float32"),
+        zipcli("zipcli, default"),
+        zipcli("zipcli, nullspace", method="nullspace"),
+        zipcli("zipcli, nullspace, float32", method="nullspace", dtype="float32"),
         zipcli("zipcli, variant official, float32", variant="official", dtype="float32"),
         *(
             contender(name, given, partial(loop, eps_model=prior, noise=noise))

@@ -3,6 +3,7 @@
     python examples/train_classifier.py base.safetensors                                   # once
     python examples/study.py work base.safetensors --images 500 --seeds 3 > study.md
     python examples/study.py work base.safetensors --attacks badnets,sig --methods default,blur
+    python examples/study.py work base.safetensors --attacks wanet --methods sigma=0,method=zip+steps=3
 
 Poisoned images and victims are those of attack_loop.py, in the same WORK, and are made where they are
 missing. All defences see the same images. What was measured is kept in WORK/study by its settings, victim
@@ -65,15 +66,15 @@ DEFENCES = {
     "blur": Defence({"method": "blur"}),
     "zip": Defence({"method": "zip", "sampler": "ddim"}),  # the chain of the paper
     "nullspace": Defence({"method": "nullspace"}),
-    "ddnm": Defence({"variant": "ddnm-paper"}, images=200, seeds=1),
-    "diffpure": Defence({"variant": "diffpure-cifar10"}, images=200, seeds=1),
-    "blur+diffpure": Defence({"method": "blur+diffpure"}, images=200, seeds=1),
+    "ddnm": Defence({"variant": "ddnm-paper"}, images=100, seeds=1),
+    "diffpure": Defence({"variant": "diffpure-cifar10"}, images=100, seeds=1),
+    "blur+diffpure": Defence({"method": "blur+diffpure"}, images=100, seeds=1),
     "sampdetox-paper": Defence({"variant": "sampdetox-paper"}),
-    "sampdetox-code": Defence({"variant": "sampdetox-code"}, images=200, seeds=1),
+    "sampdetox-code": Defence({"variant": "sampdetox-code"}, images=100, seeds=1),
     "shrinkpad": Defence({"variant": "shrinkpad-backdoorbox"}),
     "gray": Defence({"method": "gray"}),
-    "sancdifi": Defence({"method": "sancdifi"}, images=50, seeds=1, asks=True),
-    "bdmae": Defence({"method": "bdmae"}, images=50, seeds=1, asks=True),
+    "sancdifi": Defence({"method": "sancdifi"}, images=25, seeds=1, asks=True),
+    "bdmae": Defence({"method": "bdmae"}, images=25, seeds=1, asks=True),
 }
 
 OURS = "default"
@@ -110,6 +111,9 @@ def main() -> None:
     parser.add_argument("--made-at", type=float, default=85, help="ASR in %% from which an attack is made")
     options = parser.parse_args()
     methods = list(dict.fromkeys(["none", OURS, *options.methods.split(",")]))
+    for name in methods:
+        if "=" in name:
+            DEFENCES[name] = Defence(dict(setting(word) for word in name.split("+")))
     if unknown := [name for name in methods if name not in DEFENCES]:
         parser.error(f"--methods: {', '.join(unknown)} not among {', '.join(DEFENCES)}")
     unpack("cifar10-train.zip", options.work / "train", options.training_images)
@@ -123,6 +127,21 @@ def main() -> None:
     study = Study(cells, {each.attack: ceiling(each, options.base) for each in sets}, options.made_at)
     print("\n".join(study.lines()))
     store.write("result.json", study.as_json())
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """A field of `PurifyConfig` and its value, from NAME=VALUE."""
+    name, _, value = text.partition("=")
+    if name == "transforms":
+        return name, value.split(",")
+    if value in ("true", "false"):
+        return name, value == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            pass
+    return name, value
 
 
 @dataclass(frozen=True, kw_only=True)

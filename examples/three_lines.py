@@ -4,6 +4,6 @@ import sys
 
 from zipcli import Purifier
 
-purifier = Purifier.from_pretrained("builtin", transforms=["blur:2"], seed=0)
+purifier = Purifier.from_pretrained(seed=0)
 clean = purifier(sys.argv[1])
 clean.save(sys.argv[2])

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,9 +208,50 @@ def test_the_first_method_is_chosen_that_uses_all_that_was_said(given: dict[str,
     assert purify_config(**given).changed(device="cpu").method == method
 
 
-def test_what_no_method_uses_together_is_refused() -> None:
-    with pytest.raises(ConfigError, match="sigma: method zip does not use it"):
-        purify_config(sigma=0.2, transforms="blur:4")
+@pytest.mark.parametrize("sigma", [0.2, PurifyConfig.sigma])
+def test_what_no_method_uses_together_is_refused(sigma: float) -> None:
+    with pytest.raises(ConfigError, match="transforms: method blind does not use it"):
+        purify_config(sigma=sigma, transforms="blur:4")
+    assert purify_config(sigma=sigma).method == "blind"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "blind", "transforms": ("gray",)},
+        {"method": "blind", "clip_x0": True},
+        {"method": "shrinkpad", "clip_x0": True},
+        {"method": "sampdetox", "sampler": "ddim", "eta": 0.85},
+        {"method": "sampdetox", "lambda_": 5.0},
+        {"method": "blur", "tile": 64},
+        {"method": "zip", "sigma": 0.2},
+    ],
+    ids=str,
+)
+def test_the_class_refuses_what_its_method_would_ignore(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="does not use it; leave it out"):
+        PurifyConfig(**given)
+
+
+@pytest.mark.parametrize("method", sorted(METHOD_SETTINGS))
+def test_settings_that_were_settled_can_be_built_again(method: str) -> None:
+    config = purify_config(method=method, **asked_of(method))
+    assert replace(config, device="cpu").pixel_settings() == config.pixel_settings()
+
+
+@pytest.mark.parametrize("given", [{"simplified": "False"}, {"steps": 2.5}, {"seed": True}], ids=str)
+def test_a_value_of_another_kind_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is not what belongs there"):
+        purify_config(method="ddnm", **given)
+
+
+def test_options_at_their_open_values_change_nothing() -> None:
+    assert purify_config(sampler="auto", steps=0).method == "blind"
+
+
+def test_a_sampler_of_other_methods_names_them() -> None:
+    with pytest.raises(ConfigError, match="no sde; say --method diffpure or"):
+        purify_config(sampler="sde")
 
 
 PARTIAL = ("partial_noise",)
@@ -383,7 +425,7 @@ def test_records_of_the_methods_that_were_there_are_what_they_were() -> None:
     [
         ({"t_star": 50}, r"t_star: method auto does not use it; say --method diffpure or blur\+diffpure"),
         ({"pad": 4}, "pad: method auto does not use it; say --method shrinkpad"),
-        ({"sampler": "sde"}, "sampler: method zip has no sde"),
+        ({"sampler": "sde"}, "sampler: method auto has no sde"),
         ({"method": "sampdetox", "sampler": "sde"}, "sampler: method sampdetox has no sde; use ddpm, ddim"),
         ({"method": "sampdetox", "sampler": "ddpm", "stride": 20}, "stride: sampler ddpm does not use it"),
         ({"method": "ddnm", "transforms": ["blur:2", "gray"]}, r"ddnm takes one transform.*blur:2\+gray"),

@@ -1,5 +1,7 @@
 """The methods that ask the classifier: what they remove, what they cost, and what they never depend on."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -201,3 +203,21 @@ def test_what_decides_pixels_is_in_the_fingerprint_and_nothing_else(purifier: Pu
         "classifier": {"classifier": "cmd:any"},
         "dtype": "float32",
     }
+
+
+def test_masks_of_a_long_strip_take_little_memory() -> None:
+    program = """
+import resource
+import torch
+from zipcli.methods.rise import CELLS, random_masks
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+random_masks(torch.randn(2, CELLS * CELLS + 2), (8, 8))
+before = peak()
+assert random_masks(torch.randn(2, CELLS * CELLS + 2), (4, 60_000)).shape == (2, 4, 60_000)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100  # MiB; a mask has 1

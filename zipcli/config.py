@@ -71,20 +71,6 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "gray": _PIXELS,
     "none": _PIXELS,
 }
-_OF_ONE_METHOD = frozenset(
-    {
-        "sigma",
-        "pad",
-        "t_star",
-        "t1",
-        "t2",
-        "stride",
-        "ssim_range",
-        "simplified",
-        "masks",
-        "saliency_threshold",
-    }
-)
 
 ONE_TRANSFORM = ("warm", "decoupled", "multistep", "ddnm")
 """Samplers and methods whose result keeps what any of several transforms keeps, and so take one."""
@@ -434,6 +420,7 @@ class PurifyConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         """Check the values."""
+        self._check_kinds()
         object.__setattr__(self, "lambda_", float(self.lambda_))  # 10 and 10.0 are one setting
         if isinstance(self.transforms, str):
             object.__setattr__(self, "transforms", (self.transforms,))
@@ -492,10 +479,12 @@ class PurifyConfig(MethodConfig):
         )
         for name in said - SAMPLER_SETTINGS[self.sampler]:
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
-        for name in _OF_ONE_METHOD - METHOD_SETTINGS[self.method]:
+        for field in fields(self):
+            name = field.name
+            nothing = (getattr(PurifyConfig, name), getattr(MethodConfig, name, None))
             check(
-                getattr(self, name) == getattr(PurifyConfig, name),
-                f"{name}: method {self.method} does not use it; leave it out",
+                name in METHOD_SETTINGS[self.method] | {"method"} or getattr(self, name) in nothing,
+                f"{name.rstrip('_')}: method {self.method} does not use it; leave it out",
             )
         if self.lambda_ == OF_THE_TRANSFORM:
             transform = "".join(self.transforms[:1])
@@ -511,6 +500,15 @@ class PurifyConfig(MethodConfig):
             as_published = self.grid == "full" or (samplers and self.sampler == "ddim")
             steps = DDIM_STEPS if as_published else STEPS.get(self.method, DDIM_STEPS)
             object.__setattr__(self, "steps", steps)
+
+    def _check_kinds(self) -> None:
+        """Refuse the word "False" for a flag, and 2.5 for a number of steps."""
+        for field in fields(self):
+            kind, value = type(getattr(PurifyConfig, field.name)), getattr(self, field.name)
+            check(
+                kind not in (bool, int) or type(value) is kind,
+                f"{field.name.rstrip('_')}: {shown(repr(value)[:60])} is not what belongs there",
+            )
 
     def _choose_method(self, said: set[str]) -> None:
         """Choose the first method that uses all that was said, and remember the others that do."""
@@ -533,7 +531,10 @@ class PurifyConfig(MethodConfig):
         object.__setattr__(self, "method", fitting[0])
 
     def changed(self, **changes: Any) -> "PurifyConfig":
-        """The same with other values; unlike with `replace`, a method that nobody chose stays open."""
+        """The same with other values; unlike with `replace`, a method that nobody chose stays open.
+
+        What was settled for the method besides, such as its eta, stays as it is.
+        """
         return replace(self, **{name: _LEFT_TO_US[name] for name in self._open} | changes)
 
     def for_model(self, knows: Collection[str]) -> "PurifyConfig":
@@ -654,13 +655,19 @@ def _refuse_unused(given: dict[str, Any]) -> None:
         users = [user for user, used in METHOD_SETTINGS.items() if name in used]
         what = f"say --method {' or '.join(users)}" if method == "auto" else "leave it out"
         raise ConfigError(f"{name.rstrip('_')}: method {method} does not use it; {what}")
+    if method == "auto" and not any(sampler in ("auto", *METHOD_SAMPLERS[name]) for name in CANDIDATES):
+        users = [user for user, samplers in METHOD_SAMPLERS.items() if sampler in samplers]
+        raise ConfigError(f"sampler: method auto has no {sampler}; say --method {' or '.join(users)}")
     said = given.keys() & _OF_SAMPLERS
     if sampler != "auto":
         for name in said - SAMPLER_SETTINGS[sampler]:
             raise ConfigError(f"{name.rstrip('_')}: sampler {sampler} does not use it; leave it out")
     elif not said <= SAMPLER_SETTINGS["warm"] and "ddim" in METHOD_SAMPLERS.get(method, ("ddim",)):
         given["sampler"] = "ddim"
-    if method == "auto" and given.keys() - METHOD_SETTINGS["blind"] - {"method"}:
+    chosen = {name for name, value in given.items() if name != "method" and value not in ("auto", 0)}
+    if method == "auto" and "sigma" in given:
+        given["method"] = "blind"
+    elif method == "auto" and chosen - METHOD_SETTINGS["blind"]:
         given.setdefault("transforms", ("blur",))  # what was said is of a method that has transforms
 
 

@@ -413,7 +413,7 @@ def test_a_copy_of_the_builtin_model_gives_the_same_pixels(here: Path) -> None:
     tensors, metadata = builtin()
     save_file(tensors, here / "model.safetensors", metadata)
     assert invoke("purify", "in", "copy", "--model", "model.safetensors").exit_code == 0
-    assert invoke("purify", "in", "out").exit_code == 0
+    assert invoke("purify", "in", "out", "--method", "nullspace").exit_code == 0
     assert tree(here / "copy") == tree(here / "out")
 
 

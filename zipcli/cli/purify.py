@@ -526,6 +526,8 @@ def _option(name: str) -> str:
 
 def _detect_config(ctx: click.Context, config: PurifyConfig, detector: str) -> DetectConfig:
     """Settings of the detector; its seed and device are those of the purification."""
+    if config.method == "none" and detector != "none":
+        raise ConfigError(f"detector: with --method none all images pass anyway; leave out {detector}")
     used = DETECTOR_SETTINGS[detector] & {"seed", "device"}
     shared = {name: getattr(config, name) for name in used}
     return detector_config(ctx, detector, others_ask=config.asks, **shared)

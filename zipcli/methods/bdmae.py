@@ -11,13 +11,12 @@ the threshold, over a batch. Its mask of refinement has one token at least, and 
 moved twice; here an empty mask does nothing, and each token moves once.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zipcli.config import MethodConfig
+from zipcli.methods.ssim_window import RADIUS, windowed_mean
 from zipcli.protocols import Ask, LinearOperator, MaskedAutoencoder, Noise
 
 ROUNDS = 5
@@ -35,7 +34,6 @@ THRESHOLDS = (0.6, 0.55, 0.5, 0.45, 0.4)
 LARGEST_SHARE = 0.25
 SHRINK, SHRINKS = 0.99, 200
 
-WINDOW, SIGMA = 11, 1.5
 """Of the structural similarity."""
 
 
@@ -188,11 +186,5 @@ def ssim(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian mean in the window."""
-    radius = WINDOW // 2
-    taps = x.new_tensor([math.exp(-0.5 * (k / SIGMA) ** 2) for k in range(-radius, radius + 1)])
-    taps = taps / taps.sum()
-    padded = F.pad(x, (radius,) * 4, mode="replicate")
-    for axis in (-2, -1):  # not conv2d: it would round to TensorFloat-32 on recent GPUs
-        padded = padded.unfold(axis, WINDOW, 1) @ taps
-    return padded
+    """Gaussian mean in the window, the edge pixel repeated beyond the border."""
+    return windowed_mean(F.pad(x, (RADIUS,) * 4, mode="replicate"))

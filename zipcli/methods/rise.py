@@ -6,6 +6,7 @@ classifier keeps its answer, and 0 where it gives another.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -61,18 +62,21 @@ def random_masks(numbers: Tensor, size: tuple[int, int]) -> Tensor:
         bilinearly and cropped at a random place (RISE, section 3.2).
     """
     grids = (numbers[:, :-2] > 0).to(numbers).view(-1, CELLS, CELLS)
-    down, right = (_enlarging(side).to(numbers) for side in size)
     # The share of a normal number is uniform in [0, 1].
-    shift = torch.special.ndtr(numbers[:, -2:].double())
-    rows, columns = (
-        (shift[:, k] * len(table)).long().clamp(max=len(table) - 1) for k, table in enumerate((down, right))
-    )
-    return down[rows] @ grids @ right[columns].transpose(1, 2)
+    share = torch.special.ndtr(numbers[:, -2:].double())
+    down, right = (_placed(side, share[:, k]).to(numbers) for k, side in enumerate(size))
+    return down @ grids @ right.transpose(1, 2)
 
 
-def _enlarging(side: int) -> Tensor:
-    """Weights of the cells in each of `side` pixels, for shifts below a cell, (cell, side, CELLS)."""
+def _placed(side: int, share: Tensor) -> Tensor:
+    """Weights of the cells in each of `side` pixels, (M, side, CELLS), for shifts of that share of a cell."""
     cell = math.ceil(side / CELLS)
+    shift = (share * cell).long().clamp(max=cell - 1)
+    return _enlarging(cell)[shift[:, None] + torch.arange(side)]
+
+
+@lru_cache(maxsize=8)
+def _enlarging(cell: int) -> Tensor:
+    """Weights of the cells in each pixel of a grid that is one cell too large, ((CELLS + 1) cell, CELLS)."""
     identity = torch.eye(CELLS, dtype=torch.float64)[None]
-    whole = F.interpolate(identity, (CELLS + 1) * cell, mode="linear", align_corners=False)[0].T
-    return torch.stack([whole[shift : shift + side] for shift in range(cell)])
+    return F.interpolate(identity, (CELLS + 1) * cell, mode="linear", align_corners=False)[0].T

@@ -15,13 +15,13 @@ from zipcli.config import MethodConfig, NoiseSchedule
 from zipcli.errors import InputError, Reason
 from zipcli.methods.linear import ALPHA_BAR, LINEAR, LinearPrior, check_reaches
 from zipcli.methods.sampdetox_gate import (
-    SIDE,
     dissimilarity_map,
     merge_step,
     noise_levels,
     noise_to_levels,
     stretch,
 )
+from zipcli.methods.ssim_window import SIDE
 from zipcli.methods.steps import FiniteWatch, predict_x0
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import betas

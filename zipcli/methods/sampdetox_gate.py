@@ -17,11 +17,8 @@ import torch
 from torch import Tensor
 
 from zipcli.config import check
+from zipcli.methods.ssim_window import RADIUS, SIDE, windowed_mean
 
-SIDE = 11
-"""Side of the Gaussian window of SSIM, and so the smallest side of an image."""
-
-SIGMA = 1.5
 CHANNEL_WEIGHTS = (0.11, 0.59, 0.30)
 """Of R, G, B. These are luma weights in the order B, G, R, as the released program applies them."""
 
@@ -180,11 +177,7 @@ def _variance(x: Tensor) -> Tensor:
 
 def _blur(x: Tensor) -> Tensor:
     """Gaussian mean in the window, each border mirrored with its edge pixel repeated."""
-    radius = SIDE // 2
-    taps = x.new_tensor([math.exp(-0.5 * (k / SIGMA) ** 2) for k in range(-radius, radius + 1)])
-    taps = taps / taps.sum()
-    for axis in (-2, -1):  # not conv2d: it would round to TensorFloat-32 on recent GPUs
-        before, after = x.narrow(axis, 0, radius), x.narrow(axis, x.shape[axis] - radius, radius)
-        padded = torch.cat([before.flip(axis), x, after.flip(axis)], dim=axis)
-        x = padded.unfold(axis, SIDE, 1) @ taps
-    return x
+    for axis in (-2, -1):
+        before, after = x.narrow(axis, 0, RADIUS), x.narrow(axis, x.shape[axis] - RADIUS, RADIUS)
+        x = torch.cat([before.flip(axis), x, after.flip(axis)], dim=axis)
+    return windowed_mean(x)

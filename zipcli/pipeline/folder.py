@@ -273,17 +273,24 @@ class FolderRun:
             error = InputError(Reason.OUT_OF_MEMORY, str(e))
         else:
             self.room.fitted(batch[0].shape)
-            queries = self.purifier.queries_for(len(batch))
-            batch = [replace(item, queries=queries) for item in batch]
+            batch = self._asked(batch)
             yield from (self.checked(item, pixels) for item, pixels in zip(batch, clean, strict=True))
             return
         # Past the handlers, so that the memory of the failed attempt is free again.
+        batch = self._asked(batch)
         yield from (self.purify_again(batch[n], error) for n in sorted(lost))
         rest = [item for n, item in enumerate(batch) if n not in lost]
         half = len(rest) if lost else len(rest) // 2
         for part in (rest[:half], rest[half:]):
             if part:
                 yield from self.purify_batch(part)
+
+    def _asked(self, batch: list[Item]) -> list[Item]:
+        """Note what was asked about the images of an attempt, beside what earlier ones have asked."""
+        queries = self.purifier.queries_for(len(batch))
+        if queries is None:
+            return batch
+        return [replace(item, queries=(item.queries or 0) + queries) for item in batch]
 
     def purify_again(self, item: Item, error: InputError) -> Item | Outcome:
         """Purify an image in full precision that was lost to a short format; any other has failed."""

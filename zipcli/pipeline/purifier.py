@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from zipcli.classifiers import open_classifier
-from zipcli.config import AUTOENCODER, CANDIDATES, NoiseSchedule, PurifyConfig, check, purify_config
+from zipcli.config import (
+    AUTOENCODER,
+    CANDIDATES,
+    METHOD_SETTINGS,
+    NoiseSchedule,
+    PurifyConfig,
+    check,
+    purify_config,
+)
 from zipcli.errors import (
     ConfigError,
     DeviceLostError,
@@ -29,7 +37,7 @@ from zipcli.images.load import from_pil, read_file
 from zipcli.methods import EVALUATIONS, METHODS
 from zipcli.models.catalog import known_architecture
 from zipcli.models.compiled import compiled
-from zipcli.models.hub import Listener
+from zipcli.models.hub import Listener, file_sha256
 from zipcli.models.loading import load_autoencoder, load_model
 from zipcli.models.mae import Restorer
 from zipcli.models.packed import for_inference, is_batch_invariant
@@ -46,6 +54,9 @@ BATCH_PIXELS = 64 * 32 * 32
 
 ASK_PIXELS = 2**22
 """Pixels that the classifier is shown in one call."""
+
+MODELLESS_PIXELS = 16 * 512 * 512
+"""The same of a method without a diffusion model, whose cost for an image is small or not in calls of one."""
 
 CROP_SIDE = 256
 """Side that larger images are resized or cropped to, for a model that takes any size."""
@@ -87,6 +98,10 @@ class Purifier:
         self._queries = 0
         self._check_stop: Callable[[], None] = lambda: None
         self._in_float32: Purifier | None = None
+        if config.classifier is not None and config.classifier.kind == "file":
+            with contextlib.suppress(OSError):  # whoever opens it says what is wrong
+                content = file_sha256(Path(config.classifier.classifier))
+                settings["classifier"] = {**settings["classifier"], "classifier": content}
         if transforms:
             settings["transforms"] = [self._with_digests(text) for text in transforms]
         self.fingerprint_parts = settings
@@ -265,7 +280,8 @@ class Purifier:
     def batch_size(self, size: tuple[int, int]) -> int:
         """Images of `size` (H, W) to purify together: a whole number of canvases or calls."""
         if self._model is None:
-            return self.config.batch_size or 16
+            few = max(1, min(16, MODELLESS_PIXELS // (size[0] * size[1])))
+            return self.config.batch_size or few
         working = fitted_size(size, self.config.fit, self._model.side)
         per_canvas = self._model.images_per_canvas(working)
         if per_canvas > 1:
@@ -345,8 +361,9 @@ class Purifier:
             if not is_out_of_memory(e):
                 raise
             height, width = x.shape[-2:]
+            smaller = "--tile or image" if "tile" in METHOD_SETTINGS[self.config.method] else "image"
             raise MemoryExhaustedError(
-                f"not enough memory for {len(x)} images of {width}x{height}; use a smaller --tile or image"
+                f"not enough memory for {len(x)} images of {width}x{height}; use a smaller {smaller}"
             ) from e
         if fitted.shape != x.shape:
             clean = unfit(clean, self.config.fit, size)

@@ -26,7 +26,8 @@ def corrupted(x_0: Tensor, generator: torch.Generator) -> Tensor:
         generator: Decides everything, on the device of the images.
 
     Returns:
-        Images of the same shape, clipped to [-1, 1] and rounded to 256 levels; `CLEAN` of them as they were.
+        Images of the same shape, clipped to [-1, 1] and rounded to 256 levels. A fifth of them are as they
+        were: `CLEAN` that the first round leaves alone, less `AGAIN` of these in the second.
     """
     x = x_0
     for share in (1 - CLEAN, AGAIN):
@@ -44,9 +45,10 @@ def corrupted(x_0: Tensor, generator: torch.Generator) -> Tensor:
 
 
 CLEAN = 0.25
-"""Share of images that nothing happens to in the first round; of those, AGAIN are altered in the second."""
+"""Share of images that nothing happens to in the first round."""
 
 AGAIN = 0.2
+"""Share of all images that are altered in the second round, whether they were in the first or not."""
 
 
 def piece(x: Tensor, g: torch.Generator) -> Tensor:
