@@ -35,7 +35,19 @@ import numpy as np
 import torch
 from attack_loop import unpack, victim
 from measure_samplers import Pixels, purify, tensor
-from study import Store, TestSet, answers, digest, pixels_digest, read_set, setting, shares, spread, table
+from study import (
+    Store,
+    TestSet,
+    answers,
+    digest,
+    pixels_digest,
+    read_set,
+    seeded,
+    setting,
+    shares,
+    spread,
+    table,
+)
 from torch import Tensor
 from train_classifier import CLASSES, labelled_images, load_classifier
 from train_victim import export, fine_tune
@@ -134,7 +146,7 @@ class Lab:
 
     def purify(self, images: list[Pixels], seed: int) -> list[Pixels]:
         """What the defence makes of images, with the noise of a seed."""
-        return purify(Purifier.from_config(self.config.changed(seed=seed)), images)
+        return purify(Purifier.from_config(seeded(self.config, seed)), images)
 
     @cached_property
     def training(self) -> tuple[list[Pixels], np.ndarray]:

@@ -35,7 +35,7 @@ from train_classifier import classify, load_classifier
 
 from zipcli import Purifier, __version__, metrics
 from zipcli.classifiers import open_classifier
-from zipcli.config import ClassifierConfig, FolderConfig, purify_config
+from zipcli.config import ClassifierConfig, FolderConfig, PurifyConfig, purify_config
 from zipcli.images.write import psnr
 from zipcli.pipeline.evaluation import share_json
 from zipcli.pipeline.poisoned_set import Picture, read_picture, read_poisoned_set
@@ -127,6 +127,11 @@ def main() -> None:
     study = Study(cells, {each.attack: ceiling(each, options.base) for each in sets}, options.made_at)
     print("\n".join(study.lines()))
     store.write("result.json", study.as_json())
+
+
+def seeded(config: PurifyConfig, seed: int) -> PurifyConfig:
+    """The same settings with a seed, if the method draws anything."""
+    return config.changed(seed=seed) if "seed" in config.pixel_settings() else config
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -290,7 +295,7 @@ class Run:
         given = dict(defence.settings)
         if asked is not None:
             given["classifier"] = ClassifierConfig(classifier=str(file))
-        self.purifier = CountedPurifier.from_config(purify_config(**given).changed(seed=seed))
+        self.purifier = CountedPurifier.from_config(seeded(purify_config(**given), seed))
         self.settings = self.purifier.fingerprint_parts
         if asked is not None:
             self.purifier.ask_with(asked)

@@ -83,6 +83,10 @@ class Crew(Protocol):
     """Where workers come from."""
 
     @property
+    def starts_at_once(self) -> bool:
+        """Whether all workers can be waited for: a cluster may have no room for some for hours."""
+
+    @property
     def size(self) -> int:
         """How many there shall be at once."""
 
@@ -159,10 +163,15 @@ class CrewRun(contextlib.AbstractContextManager["CrewRun"]):
     def fingerprint_parts(self, check_stop: Callable[[], None]) -> dict[str, Any]:
         """What decides the outputs besides the settings of the files, once a worker has loaded the models.
 
+        Where they start at once, once all have: what one of them refuses is refused before anything is
+        written.
+
         Raises:
             ZipcliError: The models are missing, or the settings do not fit.
         """
-        while self._parts is None:
+        while self._parts is None or (
+            self._crew.starts_at_once and not all(place.is_ready for place in self._places)
+        ):
             for _ in self._answers(POLL):
                 raise AssertionError("nobody has asked yet")
             check_stop()

@@ -93,6 +93,8 @@ def _ended(code: int) -> str:
 class Processes:
     """A `Crew` of processes, each on its device."""
 
+    starts_at_once = True
+
     def __init__(self, job: Job, devices: Sequence[str], workers: int | None = None) -> None:
         """Say where to work.
 

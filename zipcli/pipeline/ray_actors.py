@@ -147,6 +147,8 @@ class RayCrew:
         size: How many actors there shall be; Ray starts them as there is room for them.
     """
 
+    starts_at_once = False
+
     def __init__(self, ray: Any, job: Job, workers: int | None) -> None:
         """Look at the cluster that `ray` is connected to.
 
