@@ -444,13 +444,7 @@ class PurifyConfig(MethodConfig):
 
     def _choose(self) -> None:
         """Choose what was left to us: the first method and the first sampler that use all that was said."""
-        # What nobody said has either of two values: the open one, or the settled one of a config that is
-        # built from another.
-        said = {
-            name
-            for name in _OF_SAMPLERS
-            if getattr(self, name) not in (getattr(PurifyConfig, name), getattr(MethodConfig, name, None))
-        }
+        said = {name for name in _OF_SAMPLERS if self._says(name)}
         check_choice("method", self.method, ("auto", *METHOD_SETTINGS))
         check_choice("sampler", self.sampler, ("auto", *SAMPLER_SETTINGS))
         if self.method == "auto":
@@ -481,9 +475,8 @@ class PurifyConfig(MethodConfig):
             raise ConfigError(f"{name.rstrip('_')}: sampler {self.sampler} does not use it; leave it out")
         for field in fields(self):
             name = field.name
-            nothing = (getattr(PurifyConfig, name), getattr(MethodConfig, name, None))
             check(
-                name in METHOD_SETTINGS[self.method] | {"method"} or getattr(self, name) in nothing,
+                name in METHOD_SETTINGS[self.method] | {"method"} or not self._says(name),
                 f"{name.rstrip('_')}: method {self.method} does not use it; leave it out",
             )
         if self.lambda_ == OF_THE_TRANSFORM:
@@ -500,6 +493,14 @@ class PurifyConfig(MethodConfig):
             as_published = self.grid == "full" or (samplers and self.sampler == "ddim")
             steps = DDIM_STEPS if as_published else STEPS.get(self.method, DDIM_STEPS)
             object.__setattr__(self, "steps", steps)
+
+    def _says(self, name: str) -> bool:
+        """Whether a value was chosen.
+
+        What nobody said has either of two values: the open one, or the settled one of a config that is
+        built from another.
+        """
+        return getattr(self, name) not in (getattr(PurifyConfig, name), getattr(MethodConfig, name, None))
 
     def _check_kinds(self) -> None:
         """Refuse the word "False" for a flag, and 2.5 for a number of steps."""

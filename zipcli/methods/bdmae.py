@@ -34,8 +34,6 @@ THRESHOLDS = (0.6, 0.55, 0.5, 0.45, 0.4)
 LARGEST_SHARE = 0.25
 SHRINK, SHRINKS = 0.99, 200
 
-"""Of the structural similarity."""
-
 
 def purify(
     x: Tensor,

@@ -8,13 +8,10 @@ see is no less plausible than the image; the prior takes both away together. It 
 and seed. Ours.
 """
 
-import math
-
-import torch
 from torch import Tensor
 
 from zipcli.config import BLIND_SIGMA, MethodConfig, NoiseSchedule
-from zipcli.methods.steps import FiniteWatch
+from zipcli.methods.steps import FiniteWatch, denoise
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
 
@@ -43,14 +40,10 @@ def purify(
     Raises:
         NonFiniteError: The state of some image became NaN or infinite.
 
-    Source: the estimate of x_0 is that of Ho et al. 2020, eq. 15, with noise over image (Karras et al. 2022).
     """
     assert eps_model is not None
     timestep = timestep_at(eps_model.schedule, BLIND_SIGMA)
-    state = x + config.sigma * noise(x)
-    t = torch.full((len(x),), timestep, device=x.device)
-    eps = eps_model(state / math.sqrt(1 + BLIND_SIGMA**2), t)[:, : eps_model.channels]
-    x_0 = state - BLIND_SIGMA * eps
+    x_0, _ = denoise(eps_model, x + config.sigma * noise(x), BLIND_SIGMA, timestep)
     watch = FiniteWatch(x)
     watch.see(0, x_0)
     watch.refuse([timestep])

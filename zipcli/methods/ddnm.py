@@ -5,17 +5,12 @@ its program. ZIP calls it Blur+DDNM where the transform is a blur.
 """
 
 import math
-from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from zipcli.config import MethodConfig
-from zipcli.methods.grids import CLEAN, chain
-from zipcli.methods.steps import FiniteWatch, predict_x0
-from zipcli.methods.zip import correction
+from zipcli.methods.zip import from_pure_noise
 from zipcli.protocols import EpsModel, LinearOperator, Noise
-from zipcli.schedule import alpha_bars
 
 
 def purify(
@@ -49,27 +44,12 @@ def purify(
     timestep 50, where the network is told that all of it is there.
     """
     assert eps_model is not None
-    table = alpha_bars(eps_model.schedule).tolist()
-    visited = chain(config, table)
-    targets = [A.forward(x) for A in operators]
-    size = (x.shape[-2], x.shape[-1])
-    x_t = noise(x)
-    x_0 = x
-    watch = FiniteWatch(x)
-    for step, (i, j) in enumerate(pairwise(visited)):
-        alpha_bar, alpha_bar_prev = table[i], 1.0 if j == CLEAN else table[j]
-        if j > i:  # time travel: forget, from the last estimate before its correction
-            x_t = math.sqrt(alpha_bar_prev) * x_0 + math.sqrt(1 - alpha_bar_prev) * noise(x_t)
-            continue
-        t = torch.full((len(x),), float(i), device=x.device)
-        eps = eps_model(x_t, t)[:, : eps_model.channels]
-        x_0 = predict_x0(x_t, eps, alpha_bar)
-        guided = x_0 + correction(x_0, operators, targets, size)
-        spread = math.sqrt(1 - alpha_bar_prev) * (
-            math.sqrt(1 - alpha_bar_prev**2) if config.simplified else 1.0
-        )
-        mixed = config.eta * noise(x_t) + math.sqrt(1 - config.eta**2) * eps
-        x_t = math.sqrt(alpha_bar_prev) * guided + spread * mixed
-        watch.see(step, x_t)
-    watch.refuse(visited)
-    return x_t
+
+    def advance(x_0: Tensor, missing: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float) -> Tensor:
+        spread = math.sqrt(1 - alpha_bar_prev)
+        if config.simplified:
+            spread *= math.sqrt(1 - alpha_bar_prev**2)
+        mixed = config.eta * noise(x) + math.sqrt(1 - config.eta**2) * eps
+        return math.sqrt(alpha_bar_prev) * (x_0 + missing) + spread * mixed
+
+    return from_pure_noise(x, eps_model, operators, config, advance, noise=noise)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from zipcli.config import MethodConfig, NoiseSchedule, check
-from zipcli.methods.steps import FiniteWatch, confidence
+from zipcli.methods.steps import FiniteWatch, confidence, denoise
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
 
@@ -73,9 +73,8 @@ def restore(
     state = correction(torch.zeros_like(x)) + levels[0] * covered(noise(x))
     x_0 = before = state
     for step, (sigma, following) in enumerate(pairwise([*levels, 0.0])):
-        t = torch.full((len(x),), timesteps[step], device=x.device)
-        eps = eps_model(state / math.sqrt(1 + sigma**2), t)[:, : eps_model.channels]
-        before, x_0 = x_0, state - sigma * eps
+        before = x_0
+        x_0, eps = denoise(eps_model, state, sigma, timesteps[step])
         x_0 = x_0 + confidence(1 / (1 + sigma**2), config.lambda_) * correction(x_0)
         if not following:
             state = x_0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zipcli.errors import NonFiniteError
+from zipcli.protocols import EpsModel
 
 
 def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
@@ -23,6 +24,25 @@ def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     Source: Ho et al. 2020, eq. 15.
     """
     return (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
+
+
+def denoise(eps_model: EpsModel, state: Tensor, sigma: float, timestep: float) -> tuple[Tensor, Tensor]:
+    """Ask a prior about states that are written with noise over image.
+
+    Args:
+        eps_model: The diffusion prior.
+        state: x_0 + sigma n, (N, C, H, W).
+        sigma: Noise over image; the state of DDPM is 1 / sqrt(1 + sigma^2) of this one.
+        timestep: Where the schedule of the prior has as much noise.
+
+    Returns:
+        The estimate of x_0, not clipped, and the predicted noise, each like state.
+
+    Source: Karras et al. 2022, table 1; Ho et al. 2020, eq. 15.
+    """
+    t = torch.full((len(state),), timestep, device=state.device)
+    eps = eps_model(state / math.sqrt(1 + sigma**2), t)[:, : eps_model.channels]
+    return state - sigma * eps, eps
 
 
 def ddim_sigma(alpha_bar: float, alpha_bar_prev: float, eta: float) -> float:

@@ -6,6 +6,7 @@ to 2e-15 in float64, which costs no second pass over the noise.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -96,6 +97,40 @@ def published_chain(
 
     Source: Algorithm 2; with grid "full" and eta 1 it is Algorithm 1.
     """
+
+    def advance(x_0: Tensor, missing: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float) -> Tensor:
+        weight = confidence(alpha_bar, config.lambda_)
+        guided = x_0 + weight * missing if weight else x_0
+        sigma = ddim_sigma(alpha_bar, alpha_bar_prev, config.eta)
+        return (
+            math.sqrt(alpha_bar_prev) * guided
+            + math.sqrt(max(0.0, 1 - alpha_bar_prev - sigma**2)) * eps
+            + sigma * noise(x)
+        )
+
+    return from_pure_noise(x, eps_model, operators, config, advance, noise=noise)
+
+
+Advance = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
+"""The next state, from the estimate of x_0, what it lacks to agree with the transforms, the predicted noise,
+and alpha_bar of the state and of the next."""
+
+
+def from_pure_noise(
+    x: Tensor,
+    eps_model: EpsModel,
+    operators: tuple[LinearOperator, ...],
+    config: MethodConfig,
+    advance: Advance,
+    *,
+    noise: Noise,
+) -> Tensor:
+    """Walk along the grid of a chain that begins with pure noise; arguments as of `published_chain`.
+
+    Raises:
+        ConfigError: The grid does not start at pure noise.
+        NonFiniteError: The state of some image became NaN or infinite.
+    """
     table = alpha_bars(eps_model.schedule).tolist()
     visited = chain(config, table)
     targets = [A.forward(x) for A in operators]
@@ -113,14 +148,7 @@ def published_chain(
         x_0 = predict_x0(x_t, eps, alpha_bar)
         if config.clip_x0:
             x_0 = x_0.clamp(-1, 1)
-        weight = confidence(alpha_bar, config.lambda_)
-        guided = x_0 + weight * correction(x_0, operators, targets, size) if weight else x_0
-        sigma = ddim_sigma(alpha_bar, alpha_bar_prev, config.eta)
-        x_t = (
-            math.sqrt(alpha_bar_prev) * guided
-            + math.sqrt(max(0.0, 1 - alpha_bar_prev - sigma**2)) * eps
-            + sigma * noise(x_t)
-        )
+        x_t = advance(x_0, correction(x_0, operators, targets, size), eps, alpha_bar, alpha_bar_prev)
         watch.see(step, x_t)
     watch.refuse(visited)
     return x_t

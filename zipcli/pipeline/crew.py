@@ -170,7 +170,7 @@ class CrewRun(contextlib.AbstractContextManager["CrewRun"]):
             ZipcliError: The models are missing, or the settings do not fit.
         """
         while self._parts is None or (
-            self._crew.starts_at_once and not all(place.is_ready for place in self._places)
+            self._crew.starts_at_once and any(place.hand and not place.is_ready for place in self._places)
         ):
             for _ in self._answers(POLL):
                 raise AssertionError("nobody has asked yet")

@@ -56,7 +56,7 @@ ASK_PIXELS = 2**22
 """Pixels that the classifier is shown in one call."""
 
 MODELLESS_PIXELS = 16 * 512 * 512
-"""The same of a method without a diffusion model, whose cost for an image is small or not in calls of one."""
+"""Pixels of a batch of a method without a diffusion model, 16 images at most."""
 
 CROP_SIDE = 256
 """Side that larger images are resized or cropped to, for a model that takes any size."""
