@@ -16,10 +16,13 @@ from faults.promises import again, ledger_lines, unfinished_files, wrong_files
 from PIL import Image
 
 SOON = 5.0
-"""Seconds in which a run stops."""
+"""Seconds in which a run stops on an idle machine."""
 
 AT_ONCE = 0.5
-"""Seconds in which it ends at a second signal."""
+"""Seconds in which it ends there at a second signal."""
+
+BUSY = 5.0
+"""How much longer either may take where other tests run beside it; with `--full` nothing does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +136,19 @@ def survive(forks: Forks, phase: Phase, name: str, how: str, chance: random.Rand
     shutil.rmtree(out, ignore_errors=True)
     before = originals(phase.folder / "in")
     code, talk, seconds = stop(phase, name, how, chance)
-    wrong = wrong_stop(code, talk.decode(), seconds, name, how) + wrong_files(out, phase.expected)
+    wrong = wrong_stop(code, talk.decode(), name, how) + wrong_files(out, phase.expected)
     wrong += wrong_next(forks, phase, name, how)
     wrong += ["an original was changed"] * (originals(phase.folder / "in") != before)
     return Stopped(seconds=seconds, wrong=wrong)
 
 
-def wrong_stop(code: int, talk: str, seconds: float, name: str, how: str) -> list[str]:
+def wrong_stop(code: int, talk: str, name: str, how: str) -> list[str]:
     """What is wrong with the way that a run stopped."""
     # A second Ctrl-C may find the interpreter at its very end, where it kills; a shell says 130 to both.
     codes = (STOPS[how][1], -signal.SIGINT) if how == "INT twice" else (STOPS[how][1],)
     says_how = how in ("INT", "TERM", "HUP") and name != "plan"
     claims = {
         f"exit code {code}": code not in codes,
-        f"it took {seconds:.1f} s": seconds > (AT_ONCE if how == "INT twice" else SOON),
         "it has much to say": "Traceback" in talk or (how == "PIPE" and talk != ""),
         "it does not say how to go on": says_how and "run the same command again" not in talk,
     }
@@ -173,9 +175,11 @@ def test_a_run_that_is_stopped_in_any_phase_stops_soon_and_goes_on_exactly(
     phases: dict[str, Phase], forks: Forks, full: bool, scoreboard: Callable[..., None], how: str
 ) -> None:
     wrong, times = [], []
+    limit = (AT_ONCE if how == "INT twice" else SOON) * (1 if full else BUSY)
     for repeat in range(8 if full else 1):
         for name, phase in phases.items():
             stopped = survive(forks, phase, name, how, random.Random(f"{how} {name} {repeat}"))
             times.append(stopped.seconds)
-            wrong += [f"{how} in {name}, repeat {repeat}: {what}" for what in stopped.wrong]
+            late = [f"it took {stopped.seconds:.1f} s"] * (stopped.seconds > limit)
+            wrong += [f"{how} in {name}, repeat {repeat}: {what}" for what in stopped.wrong + late]
     scoreboard(f"stop by {how}", wrong, runs=len(times), slowest=f"{max(times):.2f} s")

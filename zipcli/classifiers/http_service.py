@@ -161,13 +161,16 @@ class HttpClassifier:
         exchange = _Exchange()
         threading.Thread(target=self._exchange, args=(body, exchange), daemon=True).start()
         if not self._wait(exchange.done, self._seconds):
-            raise _TryAgainError(
-                f"no answer within {self._seconds:g} seconds; raise --classifier-timeout or lower "
-                "--classifier-batch"
-            )
+            raise self._too_slow()
         if exchange.error is not None:
             raise exchange.error
         return exchange.answer
+
+    def _too_slow(self) -> "_TryAgainError":
+        return _TryAgainError(
+            f"no answer within {self._seconds:g} seconds; raise --classifier-timeout or lower "
+            "--classifier-batch"
+        )
 
     def _wait(self, event: threading.Event, seconds: float) -> bool:
         """Wait for an event, giving up as soon as the work shall stop."""
@@ -197,6 +200,8 @@ class HttpClassifier:
                 raise self._refusal(e) from e
         except (HTTPException, OSError, ValueError) as e:
             cause = e.reason if isinstance(e, URLError) else e
+            if isinstance(cause, TimeoutError) and cause.errno is None:  # ours, not the network's
+                raise self._too_slow() from e
             what = shown(str(cause)[:200] or type(cause).__name__)
             if isinstance(cause, ssl.SSLCertVerificationError) or not isinstance(
                 cause, HTTPException | OSError
