@@ -545,7 +545,7 @@ def test_a_hub_that_is_down_is_given_up_soon(site: Site, kind: str) -> None:
 def test_a_model_in_the_cache_needs_no_hub(pulled: Site, kind: str) -> None:
     bring_down, _ = DOWN[kind]
     bring_down(pulled)
-    assert pulled.well("models", "path", "o/tiny").seconds <= 2
+    assert pulled.well("models", "path", "o/tiny").seconds <= BOUND
     assert pulled.hub.requests == []
 
 
