@@ -40,7 +40,7 @@ from zipcli.training.trainer import Checkpoint, Loss, Report, Trainer
 SHARED_STEPS = 5_513
 BAND_STEPS = 2_500
 BLIND = LoopConfig(
-    steps=6_096, decay=0.7, lr=3e-3, seed=7,
+    steps=16_000, decay=0.7, lr=3e-3, seed=7,
     lowest_sigma=BLIND_SIGMA, highest_sigma=BLIND_SIGMA, uniform_share=1.0,
 )  # fmt: skip
 BANDS: dict[str, dict[str, float]] = {
@@ -99,9 +99,12 @@ def main() -> None:
     write(options.work / "prior.safetensors", joined(experts), facts, losses)
     checkpoint = options.work / "blind-checkpoint.safetensors"
     config = replace(BLIND, steps=options.blind_steps)
-    blind = train(checkpoint, config, sources, options.limit, lambda loss: BlindStates(loss, 1.0), experts[1])
+    blind = train(
+        *(checkpoint, config, sources, options.limit, lambda loss: BlindStates(loss, 1.0), experts[1]),
+        root=True,
+    )
     steps = {**steps, "blind": options.blind_steps}
-    facts = {"name": "zipcli built-in blind network, first version", "steps": steps, "blind_states": 1.0}
+    facts = {"name": "zipcli built-in blind network, second version", "steps": steps, "blind_states": 1.0}
     losses = {"blind": json.loads(loss_file(checkpoint).read_text())}
     write(options.work / "blind.safetensors", blind, facts, losses)
 
@@ -126,10 +129,13 @@ def train(
     limit: int | None,
     wrap: Callable[[Loss], Loss] | None = None,
     start: Denoiser | None = None,
+    *,
+    root: bool = False,
 ) -> Denoiser:
     """Go on from a checkpoint to the end, and return the averaged network.
 
     `wrap` changes what the loss is shown. Without a checkpoint the weights are those of `start`, or fresh.
+    `root` is of `denoising_loss`.
     """
     torch.manual_seed(config.seed)
     denoiser = Denoiser(LocalUNet(SIZES["small"])).to(memory_format=torch.channels_last)
@@ -137,7 +143,7 @@ def train(
         denoiser.load_state_dict(start.state_dict())
 
     def loss(x_0: Tensor, sigma: Tensor, noise: Tensor, _: torch.Generator) -> Tensor:
-        return denoising_loss(denoiser, x_0, sigma, noise)
+        return denoising_loss(denoiser, x_0, sigma, noise, root=root)
 
     trainer = Trainer(
         denoiser,

@@ -51,6 +51,10 @@ def make(text: str) -> object:
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"sigma": 1.5}, "sigma"),
+        ({"passes": 0}, "passes"),
+        ({"passes": 11}, "passes"),
+        ({"colour_cell": 0}, "colour cell"),
+        ({"colour_cell": 65}, "colour cell"),
         ({"stepz": 20}, "'steps'"),
     ],
     ids=str,
@@ -194,6 +198,8 @@ def test_what_the_sampler_would_ignore_is_refused(given: dict[str, Any], words: 
     [
         ({}, "blind"),
         ({"sigma": 0.1, "tile": 64}, "blind"),
+        ({"passes": 1}, "blind"),
+        ({"colour_cell": 8, "keep_colour": True}, "blind"),
         ({"transforms": "blur"}, "nullspace"),
         ({"steps": 3}, "nullspace"),
         ({"eta": 1.0}, "nullspace"),
@@ -208,11 +214,13 @@ def test_the_first_method_is_chosen_that_uses_all_that_was_said(given: dict[str,
     assert purify_config(**given).changed(device="cpu").method == method
 
 
-@pytest.mark.parametrize("sigma", [0.2, PurifyConfig.sigma])
-def test_what_no_method_uses_together_is_refused(sigma: float) -> None:
+@pytest.mark.parametrize(
+    "given", [{"sigma": 0.2}, {"sigma": PurifyConfig.sigma}, {"passes": 2}, {"keep_colour": True}], ids=str
+)
+def test_what_no_method_uses_together_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="transforms: method blind does not use it"):
-        purify_config(sigma=sigma, transforms="blur:4")
-    assert purify_config(sigma=sigma).method == "blind"
+        purify_config(**given, transforms="blur:4")
+    assert purify_config(**given).method == "blind"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +233,7 @@ def test_what_no_method_uses_together_is_refused(sigma: float) -> None:
         {"method": "sampdetox", "lambda_": 5.0},
         {"method": "blur", "tile": 64},
         {"method": "zip", "sigma": 0.2},
+        {"method": "zip", "keep_colour": True},
     ],
     ids=str,
 )

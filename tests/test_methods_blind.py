@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from real_images import cifar, patched
+from real_images import cifar, patched, photos
 
 from zipcli import Purifier
 from zipcli.config import purify_config
@@ -36,17 +36,58 @@ def framed(image: np.ndarray) -> np.ndarray:
 
 
 def test_images_without_a_trigger_are_nearly_left_alone(images: list[np.ndarray]) -> None:
-    clean = purifier(sigma=0).purify_pixels(images)
+    clean = purifier(sigma=0, passes=1, colour_cell=1, keep_colour=True).purify_pixels(images)
     assert np.mean([psnr(a, b) for a, b in zip(images, clean, strict=True)]) > 36
 
 
 @pytest.mark.parametrize(("alter", "gain"), [(patched, 4), (noisy, 4), (striped, 4), (framed, 4)])
 def test_what_does_not_belong_there_is_taken_out(images: list[np.ndarray], alter, gain: float) -> None:
     altered = [alter(image) for image in images]
-    clean = purifier(sigma=0).purify_pixels(altered)
+    clean = purifier(sigma=0, keep_colour=True).purify_pixels(altered)
     before = np.mean([psnr(a, b) for a, b in zip(images, altered, strict=True)])
     after = np.mean([psnr(a, b) for a, b in zip(images, clean, strict=True)])
     assert after > before + gain
+
+
+def whole(side: int) -> list[np.ndarray]:
+    """Photographs without black or white, so that a tint can be put on them and taken away again."""
+    return [(0.6 * image + 50).astype(np.uint8) for image in photos(3, side)]
+
+
+@pytest.mark.parametrize("side", [32, 50, 96])
+def test_a_tint_of_the_whole_image_changes_nothing(side: int) -> None:
+    originals = whole(side)
+    tinted = [(image.astype(int) + [20, -25, 5]).astype(np.uint8) for image in originals]
+    clean = purifier(sigma=0)
+    for a, b in zip(clean.purify_pixels(originals), clean.purify_pixels(tinted), strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 1
+    kept = purifier(sigma=0, keep_colour=True)
+    for a, b in zip(kept.purify_pixels(originals), kept.purify_pixels(tinted), strict=True):
+        assert np.abs(b.mean((0, 1)) - a.mean((0, 1))).max() > 5
+
+
+@pytest.mark.parametrize("side", [32, 96])
+def test_the_mean_colour_that_it_guesses_is_better_than_grey(side: int) -> None:
+    originals = photos(24, side) if side > 32 else cifar(200)
+    clean = purifier(sigma=0).purify_pixels(originals)
+
+    def cast(image: np.ndarray) -> np.ndarray:
+        return image.mean((0, 1)) - image.mean()
+
+    wrong = sum(np.square(cast(a) - cast(b)).sum() for a, b in zip(originals, clean, strict=True))
+    assert wrong < 0.8 * sum(np.square(cast(image)).sum() for image in originals)
+
+
+def test_more_passes_take_out_more(images: list[np.ndarray]) -> None:
+    altered = [striped(image) for image in images]
+    kept = []
+    for passes in (1, 2, 3):
+        settings = {"sigma": 0, "passes": passes, "keep_colour": True}
+        clean, found = (purifier(**settings).purify_pixels(some) for some in (images, altered))
+        wave = [striped(image).astype(float) - image for image in images]
+        left = [b.astype(float) - a for a, b in zip(clean, found, strict=True)]
+        kept.append(sum((w * d).sum() for w, d in zip(wave, left, strict=True)))
+    assert abs(kept[2]) < abs(kept[1]) < abs(kept[0])
 
 
 def test_noise_comes_from_the_seed_and_its_strength_from_sigma(images: list[np.ndarray]) -> None:
@@ -56,7 +97,7 @@ def test_noise_comes_from_the_seed_and_its_strength_from_sigma(images: list[np.n
     none = np.stack(purifier(sigma=0).purify_pixels(images))
     assert np.array_equal(none, np.stack(purifier(sigma=0, seed=2).purify_pixels(images)))
     strong = np.stack(purifier(sigma=0.3).purify_pixels(images))
-    change = [np.abs(out - np.stack(images).astype(float)).mean() for out in (none, first, strong)]
+    change = [np.abs(out - none.astype(float)).mean() for out in (none, first, strong)]
     assert change[0] < change[1] < change[2]
 
 

@@ -19,6 +19,7 @@ from zipcli.training.corruption import corrupted
 from zipcli.training.data import ImageBank, Source, batch_at, step_generator
 from zipcli.training.losses import (
     MOST_NOISE,
+    ROOT_FLOOR,
     BlindStates,
     NoiseLoss,
     PartialNoise,
@@ -206,11 +207,20 @@ def test_blind_states_are_altered_images_and_the_rest_of_the_batch_is_as_it_was(
     assert torch.equal(seen[1], torch.cat([sigma[:30], torch.full((10,), BLIND_SIGMA)]))
     assert torch.equal(seen[2][:30], noise[:30])
     again = corrupted(x_0[30:], same := generator(1))
-    drawn = torch.rand(10, 2, generator=same)
+    drawn = torch.rand(10, 4, generator=same)
     for n in range(10):
         strength = MOST_NOISE * drawn[n, 1] ** 2 if drawn[n, 0] < 0.5 else 0
         state = x_0[30 + n] + BLIND_SIGMA * seen[2][30 + n]
-        torch.testing.assert_close(state, again[n] + strength * noise[30 + n])
+        cell = 4 if drawn[n, 3] < 0.4 else 8 if drawn[n, 3] < 0.7 else 1
+        cells = again[n].unflatten(1, (-1, cell)).unflatten(3, (-1, cell))  # (3, rows, cell, columns, cell)
+        grey = cells.mean(0)
+        cells = grey + (cells - grey).mean((2, 4), keepdim=True)
+        altered = cells.flatten(3, 4).flatten(1, 2)
+        if drawn[n, 2] < 0.5:
+            altered = altered - altered.mean((1, 2), keepdim=True) + altered.mean()
+        torch.testing.assert_close(state, altered + strength * noise[30 + n])
+    assert {bool(drawn[n, 2] < 0.5) for n in range(10)} == {False, True}
+    assert {int(drawn[n, 3] < 0.4) + int(drawn[n, 3] < 0.7) for n in range(10)} == {0, 1, 2}
 
 
 def test_the_denoising_loss_is_the_weighted_error_of_slow_loops() -> None:
@@ -219,16 +229,20 @@ def test_the_denoising_loss_is_the_weighted_error_of_slow_loops() -> None:
         nn.init.normal_(parameter, std=0.2)
     x_0, noise = torch.randn(3, 3, 4, 4, generator=generator(0)), torch.randn(3, 3, 4, 4)
     sigma = torch.tensor([0.1, 1.0, 10.0])
-    total = 0.0
+    total, roots = 0.0, 0.0
     for n in range(3):
+        before = total
         s = sigma[n].item()
         c_out = s * 0.5 / math.sqrt(s**2 + 0.25)
         with torch.no_grad():
             x_denoised = denoiser(x_0[n : n + 1] + s * noise[n : n + 1], sigma[n : n + 1])[0]
         for value, wanted in zip(x_denoised.flatten().tolist(), x_0[n].flatten().tolist(), strict=True):
             total += ((value - wanted) / c_out) ** 2
+        roots += math.sqrt((total - before) / 48 + ROOT_FLOOR)
     loss = denoising_loss(denoiser, x_0, sigma, noise).item()
     assert loss == pytest.approx(total / (3 * 48), rel=1e-4)
+    loss = denoising_loss(denoiser, x_0, sigma, noise, root=True).item()
+    assert loss == pytest.approx(roots / 3, rel=1e-4)
 
 
 class Recorder:

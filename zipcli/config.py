@@ -56,7 +56,7 @@ _NETWORK = _PIXELS | {"model", "dtype", "compile", "fit", "tile", "overlap", "se
 _CHAIN = _NETWORK | {"transforms", "sampler", "steps", "eta", "lambda_"}
 _DIFFPURE = _NETWORK | {"sampler", "t_star"}
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
-    "blind": _NETWORK | {"sigma"},
+    "blind": _NETWORK | {"sigma", "passes", "colour_cell", "keep_colour"},
     "zip": _CHAIN | _PUBLISHED,
     "nullspace": _CHAIN,
     "ddnm": _NETWORK
@@ -306,6 +306,9 @@ class MethodConfig:
             program says, by which SSIM sees little but brightness, and 1 is what it means.
         pad: Of shrinkpad, pixels that each side loses; None for an eighth, and at least 4.
         sigma: Of blind, standard deviation of the noise that is put on images in [-1, 1]; 0 for none.
+        passes: Of blind, how often the prior goes over the image.
+        colour_cell: Of blind, side in pixels of the squares whose mean colour is kept; 1 keeps every colour.
+        keep_colour: Of blind, trust the mean colour of the image.
         masks: Of sancdifi: random masks for an image, each a query to the classifier.
         saliency_threshold: Of sancdifi: share of the pixels that are kept, the least salient ones.
     """
@@ -326,6 +329,9 @@ class MethodConfig:
     ssim_range: int = 255
     pad: int | None = None
     sigma: float = 0.075
+    passes: int = 2
+    colour_cell: int = 4
+    keep_colour: bool = False
     masks: int = 2000
     saliency_threshold: float = 0.95
 
@@ -353,6 +359,8 @@ class MethodConfig:
         check(self.ssim_range in (1, 255), f"ssim range: {self.ssim_range} is neither 255 nor 1")
         check(self.pad is None or self.pad >= 0, f"pad: {self.pad} is negative")
         check(0 <= self.sigma <= 1, f"sigma: {self.sigma} is not from 0 to 1")
+        check(1 <= self.passes <= 10, f"passes: {self.passes} is not from 1 to 10")
+        check(1 <= self.colour_cell <= 64, f"colour cell: {self.colour_cell} is not from 1 to 64")
         check(1 <= self.masks <= 1_000_000, f"masks: {self.masks} is not between 1 and 1,000,000")
         check(
             0 <= self.saliency_threshold < 1,
@@ -513,8 +521,9 @@ class PurifyConfig(MethodConfig):
 
     def _choose_method(self, said: set[str]) -> None:
         """Choose the first method that uses all that was said, and remember the others that do."""
-        named = {"sampler": "auto", "steps": 0, "transforms": (), "sigma": MethodConfig.sigma}
+        named = {"sampler": "auto", "steps": 0, "transforms": ()}
         said = said | {name for name, nothing in named.items() if getattr(self, name) != nothing}
+        said |= {name for name in METHOD_SETTINGS["blind"] - _NETWORK if self._says(name)}
 
         def fits(method: str) -> bool:
             one = METHOD_SAMPLERS[method] and set(METHOD_SAMPLERS[method]) <= set(ONE_TRANSFORM)
@@ -666,7 +675,7 @@ def _refuse_unused(given: dict[str, Any]) -> None:
     elif not said <= SAMPLER_SETTINGS["warm"] and "ddim" in METHOD_SAMPLERS.get(method, ("ddim",)):
         given["sampler"] = "ddim"
     chosen = {name for name, value in given.items() if name != "method" and value not in ("auto", 0)}
-    if method == "auto" and "sigma" in given:
+    if method == "auto" and given.keys() & METHOD_SETTINGS["blind"] - _NETWORK:
         given["method"] = "blind"
     elif method == "auto" and chosen - METHOD_SETTINGS["blind"]:
         given.setdefault("transforms", ("blur",))  # what was said is of a method that has transforms

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from zipcli.protocols import LinearOperator
 
@@ -24,3 +25,35 @@ def removed(x: Tensor, operators: Sequence[LinearOperator]) -> Tensor:
     for A in operators:
         x = x - A.pinv(A.forward(x), size)
     return x
+
+
+def colour_cast(x: Tensor) -> Tensor:
+    """How far the mean of each channel lies from the mean of them all, (N, C, 1, 1).
+
+    An image less its cast is projected on what remains where the mean colour alone is forgotten.
+
+    Args:
+        x: Images, (N, C, H, W).
+    """
+    mean = x.mean((2, 3), keepdim=True)
+    return mean - mean.mean(1, keepdim=True)
+
+
+def coarse_colour(x: Tensor, cell: int) -> Tensor:
+    """Images that keep all of their brightness, and of their colours only the means of square cells.
+
+    That, too, is an orthogonal projection: doing it twice changes nothing.
+
+    Args:
+        x: Images, (N, C, H, W). Brightness is the mean of the channels, colour is the rest of each.
+        cell: Side of a cell in pixels; those at the right and the bottom may be cut.
+
+    Returns:
+        (N, C, H, W).
+    """
+    if cell == 1:
+        return x
+    grey = x.mean(1, keepdim=True)
+    means = avg_pool2d(x - grey, cell, ceil_mode=True, count_include_pad=False)
+    colour = means.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+    return grey + colour[..., : x.shape[-2], : x.shape[-1]]

@@ -45,12 +45,19 @@ def compare(
         assert_close(run(x, config, draws, torch.float32), expected, FLOAT32)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.075, 0.5])
-def test_blind_equals_its_equations(sigma: float) -> None:
+@pytest.mark.parametrize("size", [(6, 5), (40, 33), (36, 50)])
+@pytest.mark.parametrize("keep_colour", [False, True])
+@pytest.mark.parametrize(
+    ("sigma", "passes", "cell"), [(0.0, 1, 1), (0.075, 1, 4), (0.075, 2, 4), (0.5, 3, 7)]
+)
+def test_blind_equals_its_equations(
+    sigma: float, passes: int, cell: int, keep_colour: bool, size: tuple[int, int]
+) -> None:
     def slow(x: paper.Array, z: Sequence[paper.Array]) -> paper.Array:
-        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5)
+        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5, passes, cell, keep_colour)
 
-    compare({"method": "blind", "sigma": sigma}, slow, 1)
+    settings = {"sigma": sigma, "passes": passes, "colour_cell": cell, "keep_colour": keep_colour}
+    compare({"method": "blind"} | settings, slow, 1, size=size)
 
 
 @pytest.mark.parametrize("simplified", [False, True])

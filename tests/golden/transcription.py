@@ -277,10 +277,23 @@ def ssim_map(u: Array, v: Array, R: float) -> Array:
     return S
 
 
-def blind(x: Array, eps: Eps, z: Array, schedule: Schedule, sigma: float, told: float) -> Array:
+def blind(
+    x: Array,
+    eps: Eps,
+    z: Array,
+    schedule: Schedule,
+    sigma: float,
+    told: float,
+    passes: int,
+    cell: int,
+    keep_colour: bool,
+) -> Array:
     """The estimate of the clean image (Ho et al. 2020, eq. 15), the network being told the noise `told`.
 
-    Between timesteps the logarithm of noise over image is linear.
+    Between timesteps the logarithm of noise over image is linear. The mean of each channel becomes the mean
+    of all, and is then refilled by the first estimate of the image, or of one of 32 pixels for a larger one.
+    Before each estimate the colours, which are what the channels have beside their mean, become their means
+    over squares of `cell` pixels.
     """
     noise_over_image = [math.sqrt((1.0 - a) / a) for a in schedule.alpha_bar[1:]]
     t = 0
@@ -289,8 +302,58 @@ def blind(x: Array, eps: Eps, z: Array, schedule: Schedule, sigma: float, told: 
     low, high = math.log(noise_over_image[t]), math.log(noise_over_image[t + 1])
     timestep = float(np.float32(t + (math.log(told) - low) / (high - low)))  # what a network is given
     alpha_bar = 1.0 / (1.0 + told**2)
-    x_t = math.sqrt(alpha_bar) * (x + sigma * z)
-    return (x_t - math.sqrt(1.0 - alpha_bar) * eps(x_t, timestep)) / math.sqrt(alpha_bar)
+
+    def estimate(image: Array) -> Array:
+        x_t = math.sqrt(alpha_bar) * image
+        return (x_t - math.sqrt(1.0 - alpha_bar) * eps(x_t, timestep)) / math.sqrt(alpha_bar)
+
+    def with_cast_of(image: Array, other: Array | None) -> Array:
+        result = image.copy()
+        for c in range(len(image)):
+            result[c] += float(image.mean()) - float(image[c].mean())
+            result[c] += 0.0 if other is None else float(other[c].mean()) - float(other.mean())
+        return result
+
+    def coarse(image: Array) -> Array:
+        C, H, W = image.shape
+        result = np.zeros(image.shape)
+        for top in range(0, H, cell):
+            for left in range(0, W, cell):
+                square = [
+                    (i, j) for i in range(top, min(H, top + cell)) for j in range(left, min(W, left + cell))
+                ]
+                for c in range(C):
+                    colour = sum(image[c, i, j] - sum(image[:, i, j]) / C for i, j in square) / len(square)
+                    for i, j in square:
+                        result[c, i, j] = sum(image[:, i, j]) / C + colour
+        return result
+
+    small = x
+    if not keep_colour:
+        x = with_cast_of(x, None)
+    for k in range(1, passes + 1):
+        x = coarse(x)
+        small = smaller(x, 32) if k == 1 else small
+        x = estimate(x + sigma * z if k == passes else x)
+        if k == 1 and small.shape != x.shape and not keep_colour:
+            x = with_cast_of(x, estimate(small))
+    return x
+
+
+def smaller(x: Array, side: int) -> Array:
+    """An image, (C, H, W), whose shorter side is at most `side`; a pixel is the mean of what it touches."""
+    C, H, W = x.shape
+    if min(H, W) <= side:
+        return x
+    rows, columns = (round(length * side / min(H, W)) for length in (H, W))
+    small = np.zeros((C, rows, columns))
+    for c in range(C):
+        for i in range(rows):
+            for j in range(columns):
+                top, bottom = math.floor(i * H / rows), math.ceil((i + 1) * H / rows)
+                left, right = math.floor(j * W / columns), math.ceil((j + 1) * W / columns)
+                small[c, i, j] = float(x[c, top:bottom, left:right].mean())
+    return small
 
 
 def sampdetox(

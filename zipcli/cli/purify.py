@@ -242,6 +242,29 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "taken away with the rest; it drowns triggers that nobody sees.",
 )
 @click.option(
+    "--passes",
+    type=click.IntRange(1, 10),
+    default=PurifyConfig.passes,
+    show_default=True,
+    help="blind: how often the network goes over the image; the noise is there in the last pass. More take "
+    "out more, of triggers and of fine detail.",
+)
+@click.option(
+    "--colour-cell",
+    type=click.IntRange(1, 64),
+    default=PurifyConfig.colour_cell,
+    show_default=True,
+    metavar="PIXELS",
+    help="blind: of the colours, keep only the means of squares of so many pixels, and all of the "
+    "brightness, from which the network follows the rest. 1 keeps every colour.",
+)
+@click.option(
+    "--keep-colour",
+    is_flag=True,
+    help="blind: trust the mean colour of the image. Without it the network judges what it most likely was, "
+    "since a tint of the whole image may be a trigger.",
+)
+@click.option(
     "--model",
     "-m",
     default=PurifyConfig.model,

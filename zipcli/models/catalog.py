@@ -181,7 +181,7 @@ CATALOG: Mapping[str, KnownModel] = {
     ),
     "builtin-blind": KnownModel(
         file="builtin/blind.safetensors",
-        sha256="23e201fa03bdf49ac159e52b8816384bf8633628315a3754492c243c94beca8a",
+        sha256="ec0bc5d1bab75fadb3f2339106c07a448f8d9d820bcbf74c1ea77701aaf64170",
         size=3_295_610,
         licence="Apache-2.0",
         data="CIFAR-10 and 700 photographs, with things in them that do not belong there",

@@ -62,13 +62,15 @@ def piece(x: Tensor, g: torch.Generator) -> Tensor:
     mirrored = torch.maximum(region, region.flip(3))
     mirrored = torch.maximum(mirrored, mirrored.flip(2))
     region = torch.where(_wide(_chosen(x, g, 0.15)), mirrored, region)
+    soft = F.avg_pool2d(F.pad(region, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    region = torch.where(_wide(_chosen(x, g, 0.15)), soft, region)
     opacity = torch.where(_chosen(x, g, 0.6), 1.0, _uniform(g, x, 0.25, 1))
     return torch.lerp(x, _content(x, g), region * _wide(opacity))
 
 
 def field(x: Tensor, g: torch.Generator) -> Tensor:
     """Add noise of any colour, from white to clouds, in grey or in colours."""
-    noise = _coloured(x, g, _uniform(g, x, 0, 2.5))
+    noise = _coloured(x, g, _uniform(g, x, 0, 3.5))
     return x + _wide(_log_uniform(g, x, 0.01, 0.3)) * noise
 
 
@@ -142,7 +144,7 @@ ALTERATIONS: Sequence[tuple[Alter, float]] = (
 
 
 def _shapes(x: Tensor, g: torch.Generator) -> Tensor:
-    """Where one rectangle, ellipse or cloud lies in each image, (N, 1, H, W), from 0 to 1."""
+    """Where one rectangle, ellipse, cloud or line lies in each image, (N, 1, H, W), from 0 to 1."""
     rows, columns = _grid(x)
     half = [_log_uniform(g, x, 1.0, x.shape[-1] * 0.5) / x.shape[-1] for _ in range(2)]
     # Everywhere, the borders as often as the middle.
@@ -152,13 +154,17 @@ def _shapes(x: Tensor, g: torch.Generator) -> Tensor:
     rectangle = torch.maximum(across, down) <= 1
     ellipse = across.square() + down.square() <= 1
     edge = _wide(_uniform(g, x, -1, 1))
-    cloud = rectangle & (_coloured(x, g, torch.full((len(x),), 1.5, device=x.device))[:, :1] > edge)
+    height_of_land = _coloured(x, g, _uniform(g, x, 1.5, 2.5))[:, :1]
+    cloud = rectangle & (height_of_land > edge)
+    # A contour line of the same land: thin, curved, and as wide as it happens to be.
+    line = rectangle & ((height_of_land - edge).abs() < _wide(_log_uniform(g, x, 0.03, 0.3)))
     kind = _wide(_uniform(g, x, 0, 1))
-    return torch.where(kind < 0.5, rectangle, torch.where(kind < 0.75, ellipse, cloud)).float()
+    shape = torch.where(kind < 0.4, rectangle, torch.where(kind < 0.6, ellipse, cloud))
+    return torch.where(kind < 0.8, shape, line).float()
 
 
 def _content(x: Tensor, g: torch.Generator) -> Tensor:
-    """What a piece is made of: one colour, noise, dots, stripes, clouds, or another picture."""
+    """What a piece is made of: one colour, noise, dots, stripes, clouds, another picture, this one relit."""
     shape = (len(x), x.shape[1], 1, 1)
     colour = torch.rand(shape, generator=g, device=x.device) * 2.4 - 1.2
     other_colour = torch.rand(shape, generator=g, device=x.device) * 2.4 - 1.2
@@ -176,8 +182,9 @@ def _content(x: Tensor, g: torch.Generator) -> Tensor:
     ).int()
     board = torch.where(parity % 2 == 0, colour, other_colour)
     clouds = colour + 0.5 * _coloured(x, g, torch.full((len(x),), 2.0, device=x.device))
-    kinds = torch.stack([colour.expand_as(x), noise, dots, board, clouds, _others(x, g)])
-    weights = torch.tensor([0.25, 0.2, 0.1, 0.2, 0.1, 0.15], device=x.device)
+    lit = x * _wide(_uniform(g, x, -1, 2)) + 0.5 * colour
+    kinds = torch.stack([colour.expand_as(x), noise, dots, board, clouds, _others(x, g), lit])
+    weights = torch.tensor([0.22, 0.2, 0.1, 0.18, 0.1, 0.12, 0.08], device=x.device)
     kind = torch.multinomial(weights, len(x), replacement=True, generator=g)
     return kinds[kind, torch.arange(len(x), device=x.device)]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zipcli.config import BLIND_SIGMA, NoiseLevelConfig
-from zipcli.projection import removed
+from zipcli.projection import coarse_colour, colour_cast, removed
 from zipcli.protocols import EpsModel, LinearOperator
 from zipcli.schedule import alpha_bars, sigmas
 from zipcli.training.corruption import corrupted
@@ -27,7 +27,9 @@ def draw_sigma(config: NoiseLevelConfig, count: int, generator: torch.Generator)
     return torch.where(chosen, uniform, log_sigma.clamp(low, high)).exp()
 
 
-def denoising_loss(denoiser: nn.Module, x_0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+def denoising_loss(
+    denoiser: nn.Module, x_0: Tensor, sigma: Tensor, noise: Tensor, *, root: bool = False
+) -> Tensor:
     """Mean squared error of D with the weight 1 / c_out^2, so every noise level counts alike.
 
     Args:
@@ -35,6 +37,8 @@ def denoising_loss(denoiser: nn.Module, x_0: Tensor, sigma: Tensor, noise: Tenso
         x_0: Clean images, (N, C, H, W), in [-1, 1].
         sigma: Noise levels, (N,).
         noise: N(0, I), same shape as x_0.
+        root: Take the root of the error of each image, so that the images of which little can be known do
+            not drown the others. That is ours.
 
     Returns:
         A scalar; about 1 for an untrained network.
@@ -43,8 +47,12 @@ def denoising_loss(denoiser: nn.Module, x_0: Tensor, sigma: Tensor, noise: Tenso
     """
     _, c_out = denoiser.coefficients(sigma)  # type: ignore[operator]  # a Module's methods are untyped
     error = (denoiser(x_0 + sigma[:, None, None, None] * noise, sigma) - x_0) / c_out
-    loss: Tensor = error.square().mean()
-    return loss
+    errors: Tensor = error.square().mean((1, 2, 3))
+    return (errors + ROOT_FLOOR).sqrt().mean() if root else errors.mean()
+
+
+ROOT_FLOOR = 3e-3
+"""Error of an image below which its root is not steeper any more."""
 
 
 class PartialNoise:
@@ -77,8 +85,9 @@ class BlindStates:
     """A loss that meets, in a part of each batch, images with something in them that does not belong there.
 
     A network that has seen such states takes out of an image what is no part of a photograph, which the
-    method blind asks of it. They have one noise level in name, `BLIND_SIGMA`; half of them have white noise
-    on top, of any strength up to `MOST_NOISE` and mostly faint, and it has to tell that, too.
+    method blind asks of it. They have one noise level in name, `BLIND_SIGMA`. Half of them have lost their
+    mean colour, and most what their colours have finer than a few pixels, which it has to guess; half have
+    white noise on top, of any strength up to `MOST_NOISE` and mostly faint, and it has to tell that, too.
     """
 
     def __init__(
@@ -92,7 +101,10 @@ class BlindStates:
         first = len(x_0) - round(len(x_0) * self.share)
         clean = x_0[first:]
         x = corrupted(clean, generator)
-        drawn = torch.rand(len(clean), 2, generator=generator, device=x.device)
+        drawn = torch.rand(len(clean), 4, generator=generator, device=x.device)
+        cell = drawn[:, 3, None, None, None]
+        x = torch.where(cell < 0.4, coarse_colour(x, 4), torch.where(cell < 0.7, coarse_colour(x, 8), x))
+        x = x - torch.where(drawn[:, 2, None, None, None] < 0.5, colour_cast(x), 0.0)
         strength = torch.where(drawn[:, 0] < 0.5, MOST_NOISE * drawn[:, 1].square(), 0.0)
         x = x + strength[:, None, None, None] * noise[first:]
         noise = torch.cat([noise[:first], (x - clean) / BLIND_SIGMA])
