@@ -218,8 +218,10 @@ def test_the_first_method_is_chosen_that_uses_all_that_was_said(given: dict[str,
     "given", [{"sigma": 0.2}, {"sigma": PurifyConfig.sigma}, {"passes": 2}, {"keep_colour": True}], ids=str
 )
 def test_what_no_method_uses_together_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="transforms: method blind does not use it"):
-        purify_config(**given, transforms="blur:4")
+    others = {"transforms": "blur:4", "sampler": "multistep", "lambda_": 10.0, "grid": "official"}
+    for name, value in others.items():
+        with pytest.raises(ConfigError, match=f"{name.rstrip('_')}: method blind does not use it"):
+            purify_config(**given, **{name: value})
     assert purify_config(**given).method == "blind"
 
 

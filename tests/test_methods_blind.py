@@ -57,7 +57,7 @@ def whole(side: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("side", [32, 50, 96])
 def test_a_tint_of_the_whole_image_changes_nothing(side: int) -> None:
     originals = whole(side)
-    tinted = [(image.astype(int) + [20, -25, 5]).astype(np.uint8) for image in originals]
+    tinted = [(image + np.array([20, -25, 5])).astype(np.uint8) for image in originals]
     clean = purifier(sigma=0)
     for a, b in zip(clean.purify_pixels(originals), clean.purify_pixels(tinted), strict=True):
         assert np.abs(a.astype(int) - b).max() <= 1

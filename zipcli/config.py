@@ -656,6 +656,8 @@ def _refuse_variant_of_another(given: dict[str, Any], variant: str) -> None:
 
 def _refuse_unused(given: dict[str, Any]) -> None:
     """Refuse a setting that the chosen method or sampler would ignore, also where it has its default."""
+    if given.get("method", "auto") == "auto" and given.keys() & METHOD_SETTINGS["blind"] - _NETWORK:
+        given["method"] = "blind"
     method, sampler = given.get("method", "auto"), given.get("sampler", "auto")
     check_choice("method", method, ("auto", *METHOD_SETTINGS))
     check_choice("sampler", sampler, ("auto", *SAMPLER_SETTINGS))
@@ -675,9 +677,7 @@ def _refuse_unused(given: dict[str, Any]) -> None:
     elif not said <= SAMPLER_SETTINGS["warm"] and "ddim" in METHOD_SAMPLERS.get(method, ("ddim",)):
         given["sampler"] = "ddim"
     chosen = {name for name, value in given.items() if name != "method" and value not in ("auto", 0)}
-    if method == "auto" and given.keys() & METHOD_SETTINGS["blind"] - _NETWORK:
-        given["method"] = "blind"
-    elif method == "auto" and chosen - METHOD_SETTINGS["blind"]:
+    if method == "auto" and chosen - METHOD_SETTINGS["blind"]:
         given.setdefault("transforms", ("blur",))  # what was said is of a method that has transforms
 
 

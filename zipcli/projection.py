@@ -54,6 +54,21 @@ def coarse_colour(x: Tensor, cell: int) -> Tensor:
     if cell == 1:
         return x
     grey = x.mean(1, keepdim=True)
-    means = avg_pool2d(x - grey, cell, ceil_mode=True, count_include_pad=False)
-    colour = means.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
-    return grey + colour[..., : x.shape[-2], : x.shape[-1]]
+    return grey + enlarged(block_means(x - grey, cell), cell, (x.shape[-2], x.shape[-1]))
+
+
+def block_means(x: Tensor, side: int) -> Tensor:
+    """Means of disjoint square blocks: (N, C, H, W) to (N, C, ceil(H/side), ceil(W/side)).
+
+    Where `side` does not divide H or W, the last blocks are smaller and divided by the pixels they have.
+    """
+    height, width = x.shape[-2:]
+    # count_include_pad has no say without padding: with ceil_mode torch divides the blocks
+    # that stick out by the pixels inside the image.
+    return avg_pool2d(x, (min(side, height), min(side, width)), ceil_mode=True)
+
+
+def enlarged(means: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+    """Each mean all over its block again: (N, C, ceil(H/side), ceil(W/side)) to (N, C, H, W) of `size`."""
+    wide = means.repeat_interleave(min(side, size[1]), dim=-1)[..., : size[1]]
+    return wide.repeat_interleave(min(side, size[0]), dim=-2)[..., : size[0], :]

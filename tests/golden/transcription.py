@@ -291,7 +291,7 @@ def blind(
     """The estimate of the clean image (Ho et al. 2020, eq. 15), the network being told the noise `told`.
 
     Between timesteps the logarithm of noise over image is linear. The mean of each channel becomes the mean
-    of all, and is then refilled by the first estimate of the image, or of one of 32 pixels for a larger one.
+    of all, and is then refilled by the first estimate of the image, or of one of about 32 pixels.
     Before each estimate the colours, which are what the channels have beside their mean, become their means
     over squares of `cell` pixels.
     """
@@ -341,18 +341,17 @@ def blind(
 
 
 def smaller(x: Array, side: int) -> Array:
-    """An image, (C, H, W), whose shorter side is at most `side`; a pixel is the mean of what it touches."""
+    """An image, (C, H, W), in blocks of so many pixels that its shorter side comes near `side`."""
     C, H, W = x.shape
-    if min(H, W) <= side:
+    n = round(min(H, W) / side)
+    if n <= 1:
         return x
-    rows, columns = (round(length * side / min(H, W)) for length in (H, W))
+    rows, columns = math.ceil(H / n), math.ceil(W / n)
     small = np.zeros((C, rows, columns))
     for c in range(C):
         for i in range(rows):
             for j in range(columns):
-                top, bottom = math.floor(i * H / rows), math.ceil((i + 1) * H / rows)
-                left, right = math.floor(j * W / columns), math.ceil((j + 1) * W / columns)
-                small[c, i, j] = float(x[c, top:bottom, left:right].mean())
+                small[c, i, j] = float(x[c, i * n : (i + 1) * n, j * n : (j + 1) * n].mean())
     return small
 
 

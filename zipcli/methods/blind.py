@@ -1,4 +1,4 @@
-"""Blind: let a prior take out of the image what does not belong into a photograph, and leave the rest.
+"""Blind: let a prior take out of the image what does not belong into a photograph.
 
 ZIP chooses beforehand what to forget of an image, and forgets it everywhere. Here the prior itself judges
 what is implausible, wherever it lies, in pixels or in waves: it was trained to restore images that were
@@ -13,19 +13,17 @@ noise goes over what the first passes have left, and the last one takes both awa
 for every image and seed. Ours.
 """
 
-import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from zipcli.config import BLIND_SIGMA, MethodConfig, NoiseSchedule
 from zipcli.methods.steps import FiniteWatch, denoise
-from zipcli.projection import coarse_colour, colour_cast
+from zipcli.projection import block_means, coarse_colour, colour_cast
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
 
 THUMBNAIL = 32
-"""Shorter side in pixels of what the mean colour of a larger image is judged by: what is in it must be seen
-at once, which a network for small images and in windows cannot."""
+"""About the shorter side, in pixels, of what the mean colour of a larger image is judged by: what is in it
+must be seen at once, which a network for small images cannot. A network of one size is shown that size."""
 
 
 def purify(
@@ -57,6 +55,8 @@ def purify(
     """
     assert eps_model is not None
     timestep = timestep_at(eps_model.schedule, BLIND_SIGMA)
+    side = eps_model.native_side or THUMBNAIL
+    shrink = round(min(x.shape[-2:]) / side)
     grains = config.sigma * noise(x)
     watch = FiniteWatch(x)
     if not config.keep_colour:
@@ -65,21 +65,13 @@ def purify(
         x = coarse_colour(x, config.colour_cell)
         state = x + grains if step == config.passes - 1 else x
         restored, _ = denoise(eps_model, state, BLIND_SIGMA, timestep)
-        if step == 0 and not config.keep_colour and min(x.shape[-2:]) > THUMBNAIL:
-            # One by one: a model of a fixed size would see several on one canvas, whose number varies.
-            small = torch.split(thumbnails(x), 1)
-            seen = [denoise(eps_model, one, BLIND_SIGMA, timestep)[0] for one in small]
-            restored = restored - colour_cast(restored) + colour_cast(torch.cat(seen))
+        if step == 0 and not config.keep_colour and shrink > 1:
+            seen, _ = denoise(eps_model, block_means(x, shrink), BLIND_SIGMA, timestep)
+            restored = restored - colour_cast(restored) + colour_cast(seen)
         x = restored
         watch.see(step, x)
     watch.refuse([timestep] * config.passes)
     return x
-
-
-def thumbnails(x: Tensor) -> Tensor:
-    """Images, (N, C, H, W), whose shorter side is `THUMBNAIL`; each pixel is a mean."""
-    factor = THUMBNAIL / min(x.shape[-2:])
-    return interpolate(x, [round(side * factor) for side in x.shape[-2:]], mode="area")
 
 
 def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:

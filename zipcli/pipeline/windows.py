@@ -44,10 +44,10 @@ class WindowedModel:
     """An `EpsModel` that takes (N, C, H, W) of any H and W.
 
     Attributes:
+        native_side: Of the network inside: smaller images are packed, larger ones are cut, for it.
         before_call: Called before each call of the network; it may raise to stop a batch.
     """
 
-    native_side = None
     minimum_side = 1
 
     def __init__(self, model: EpsModel, side: int, overlap: int, *, batch_invariant: bool = False) -> None:
@@ -64,6 +64,7 @@ class WindowedModel:
         self.batch_invariant = batch_invariant
         self.schedule = model.schedule
         self.channels = model.channels
+        self.native_side = model.native_side
         self.side = side
         self.overlap = overlap
         self.before_call: Callable[[], None] = lambda: None
