@@ -43,6 +43,7 @@ BLIND = LoopConfig(
     steps=16_000, decay=0.7, lr=3e-3, seed=7,
     lowest_sigma=BLIND_SIGMA, highest_sigma=BLIND_SIGMA, uniform_share=1.0,
 )  # fmt: skip
+LOSS_IS = "preconditioned error of the network in training over what it was shown, mean of the last minute"
 BANDS: dict[str, dict[str, float]] = {
     "low": {"lowest_sigma": 0.01, "highest_sigma": 0.18, "uniform_share": 1.0},
     "middle": {"lowest_sigma": 0.12, "highest_sigma": 0.7, "uniform_share": 1.0},
@@ -95,7 +96,12 @@ def main() -> None:
     if options.only is not None:
         return
     steps = {"shared": options.steps, "of each band": options.band_steps}
-    facts = {"name": "zipcli built-in prior, third version", "steps": steps, "partial_noise": PARTIAL_SHARE}
+    facts = {
+        "name": "zipcli built-in prior, third version",
+        "steps": steps,
+        "partial_noise": PARTIAL_SHARE,
+        "loss_is": LOSS_IS,
+    }
     write(options.work / "prior.safetensors", joined(experts), facts, losses)
     checkpoint = options.work / "blind-checkpoint.safetensors"
     config = replace(BLIND, steps=options.blind_steps)
@@ -104,7 +110,12 @@ def main() -> None:
         root=True,
     )
     steps = {**steps, "blind": options.blind_steps}
-    facts = {"name": "zipcli built-in blind network, second version", "steps": steps, "blind_states": 1.0}
+    facts = {
+        "name": "zipcli built-in blind network, second version",
+        "steps": steps,
+        "blind_states": 1.0,
+        "loss_is": f"{LOSS_IS}, of which the root is taken for each image",
+    }
     losses = {"blind": json.loads(loss_file(checkpoint).read_text())}
     write(options.work / "blind.safetensors", blind, facts, losses)
 
@@ -177,8 +188,6 @@ def write(file: Path, denoiser: Denoiser, facts: dict[str, Any], losses: dict[st
         "recipe": "examples/train_builtin.py",
         "batch": "96 crops of 32 pixels or 24 of 64",
         "loss": losses,
-        "loss_is": "preconditioned error of the network in training over what it was shown, mean of the last "
-        "minute",
     }
     denoiser = denoiser.half()  # to the disk; it runs as float32
     print(write_model(file, Prior(denoiser, NoiseSchedule(), channels=3), card))

@@ -93,16 +93,16 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     type=Name("method", ("auto", *METHOD_SETTINGS)),
     default=PurifyConfig.method,
     show_default=True,
-    help="blind takes out what is no part of a photograph, wherever it is, and leaves the rest; it needs no "
-    "transform. zip refills what the transforms removed; nullspace does, too, and hides nothing else under "
-    "noise. For blind and nullspace a model must be trained. auto is the first of blind, nullspace (one "
-    "transform) and zip that uses all options given and that the model was trained for. To compare with: "
-    "ddnm refills like zip and never lets go of what it kept; diffpure adds noise and takes it away again, "
-    "blur+diffpure after the transforms; sampdetox does so twice, the second time where the first changed "
-    "most. Without a network: shrinkpad shrinks and shifts, blur only transforms, gray takes the colour, "
-    "none changes nothing. Two ask the suspect --classifier for labels: bdmae 46 for an image, to "
-    "restore with a masked autoencoder what the answers betray; sancdifi --masks and one, to refill what "
-    "they depend on.",
+    help="blind forgets fine colours and the white balance, and takes out what is no part of a photograph, "
+    "wherever it is; it needs no transform. zip refills what the transforms removed; nullspace does, too, "
+    "and hides nothing else under noise. For blind and nullspace a model must be trained. auto is the "
+    "first of blind, nullspace (one transform) and zip that uses all options given and that the model was "
+    "trained for. To compare with: ddnm refills like zip and never lets go of what it kept; diffpure adds "
+    "noise and takes it away again, blur+diffpure after the transforms; sampdetox does so twice, the "
+    "second time where the first changed most. Without a network: shrinkpad shrinks and shifts, blur only "
+    "transforms, gray takes the colour, none changes nothing. Two ask the suspect --classifier for "
+    "labels: bdmae 46 for an image, to restore with a masked autoencoder what the answers betray; "
+    "sancdifi --masks and one, to refill what they depend on.",
 )
 @click.option(
     "--sampler",
