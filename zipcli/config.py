@@ -328,7 +328,7 @@ class MethodConfig:
     stride: int = 20
     ssim_range: int = 255
     pad: int | None = None
-    sigma: float = 0.075
+    sigma: float = 0.05
     passes: int = 2
     colour_cell: int = 4
     keep_colour: bool = False

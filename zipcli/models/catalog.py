@@ -181,8 +181,8 @@ CATALOG: Mapping[str, KnownModel] = {
     ),
     "builtin-blind": KnownModel(
         file="builtin/blind.safetensors",
-        sha256="ec0bc5d1bab75fadb3f2339106c07a448f8d9d820bcbf74c1ea77701aaf64170",
-        size=3_295_610,
+        sha256="4e747fdd9f51dcc07eb99fe84322be4aa916fb2b08d9bc19ad5ee4f718760768",
+        size=3_295_650,
         licence="Apache-2.0",
         data="CIFAR-10 and 700 photographs, with things in them that do not belong there",
     ),
