@@ -329,7 +329,7 @@ class MethodConfig:
     ssim_range: int = 255
     pad: int | None = None
     sigma: float = 0.05
-    passes: int = 2
+    passes: int = 1
     colour_cell: int = 4
     keep_colour: bool = False
     masks: int = 2000

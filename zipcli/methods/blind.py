@@ -9,8 +9,8 @@ Some things it cannot judge, and there we forget beforehand, too. A tint of the 
 plausible than another light, so the mean colour goes, and the prior refills it with the one that such a
 picture most likely has. Colours finer than a few pixels hide more than they tell: they go as well, and follow
 from the brightness. A trigger that no eye can see is no less plausible than the image without it, so faint
-noise goes over what the first passes have left, and the last one takes both away together. It is drawn anew
-for every image and seed. Ours.
+noise goes over the image before the last pass, which takes both away together. It is drawn anew for every
+image and seed. One pass is all it takes. Ours.
 """
 
 from torch import Tensor
