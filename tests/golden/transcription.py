@@ -291,7 +291,7 @@ def blind(
     """The estimate of the clean image (Ho et al. 2020, eq. 15), the network being told the noise `told`.
 
     Between timesteps the logarithm of noise over image is linear. The mean of each channel becomes the mean
-    of all, and is then refilled by the first estimate of the image, or of one of about 32 pixels.
+    of all, but for what the estimate of a copy of about 32 pixels has beside it, if the image is larger.
     Before each estimate the colours, which are what the channels have beside their mean, become their means
     over squares of `cell` pixels.
     """
@@ -328,15 +328,14 @@ def blind(
                         result[c, i, j] = sum(image[:, i, j]) / C + colour
         return result
 
-    small = x
     if not keep_colour:
         x = with_cast_of(x, None)
+        small = smaller(x, 32)
+        if small.shape != x.shape:
+            x = with_cast_of(x, estimate(small))
     for k in range(1, passes + 1):
         x = coarse(x)
-        small = smaller(x, 32) if k == 1 else small
         x = estimate(x + sigma * z if k == passes else x)
-        if k == 1 and small.shape != x.shape and not keep_colour:
-            x = with_cast_of(x, estimate(small))
     return x
 
 

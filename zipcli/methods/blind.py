@@ -61,14 +61,13 @@ def purify(
     watch = FiniteWatch(x)
     if not config.keep_colour:
         x = x - colour_cast(x)
+        if shrink > 1:
+            seen, _ = denoise(eps_model, block_means(x, shrink), BLIND_SIGMA, timestep)
+            x = x + colour_cast(seen)
     for step in range(config.passes):
         x = coarse_colour(x, config.colour_cell)
         state = x + grains if step == config.passes - 1 else x
-        restored, _ = denoise(eps_model, state, BLIND_SIGMA, timestep)
-        if step == 0 and not config.keep_colour and shrink > 1:
-            seen, _ = denoise(eps_model, block_means(x, shrink), BLIND_SIGMA, timestep)
-            restored = restored - colour_cast(restored) + colour_cast(seen)
-        x = restored
+        x, _ = denoise(eps_model, state, BLIND_SIGMA, timestep)
         watch.see(step, x)
     watch.refuse([timestep] * config.passes)
     return x
