@@ -78,6 +78,12 @@ def test_the_mean_colour_that_it_guesses_is_better_than_grey(side: int) -> None:
     assert wrong < 0.8 * sum(np.square(cast(image)).sum() for image in originals)
 
 
+def test_an_image_without_colour_stays_so() -> None:
+    grey = [np.repeat(image.mean(2, keepdims=True).astype(np.uint8), 3, 2) for image in photos(2, 40)]
+    for image in purifier().purify_pixels([*grey, *photos(1, 40)])[:2]:
+        assert np.ptp(image, axis=2).max() == 0
+
+
 def test_more_passes_take_out_more(images: list[np.ndarray]) -> None:
     altered = [striped(image) for image in images]
     kept = []

@@ -60,6 +60,18 @@ def test_blind_equals_its_equations(
     compare({"method": "blind"} | settings, slow, 1, size=size)
 
 
+def test_blind_leaves_an_image_without_colour_so() -> None:
+    x, draws = images_and_noise(1, 9, 7)
+    x[0] = x[0, :1]
+    expected = [
+        paper.blind(x[k], EPS.numpy, draws[0, k], LINEAR, 0.05, 0.5, 1, 4, False) for k in range(len(x))
+    ]
+    out = run(x, purify_config(method="blind", sigma=0.05), draws, torch.float64)
+    assert_close(out, np.stack(expected), FLOAT64)
+    assert np.ptp(out[0], axis=0).max() == 0
+    assert np.ptp(out[1], axis=0).max() > 0
+
+
 @pytest.mark.parametrize("simplified", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.85, 1.0])
 @pytest.mark.parametrize("transform", ["blur:2", "gray", "blur:2+gray"])

@@ -293,7 +293,7 @@ def blind(
     Between timesteps the logarithm of noise over image is linear. The mean of each channel becomes the mean
     of all, but for what the estimate of a copy of about 32 pixels has beside it, if the image is larger.
     Before each estimate the colours, which are what the channels have beside their mean, become their means
-    over squares of `cell` pixels.
+    over squares of `cell` pixels. An image without any stays so.
     """
     noise_over_image = [math.sqrt((1.0 - a) / a) for a in schedule.alpha_bar[1:]]
     t = 0
@@ -328,6 +328,7 @@ def blind(
                         result[c, i, j] = sum(image[:, i, j]) / C + colour
         return result
 
+    grey = max(abs(float(x[c, i, j]) - float(x[:, i, j].mean())) for c, i, j in np.ndindex(x.shape)) < 1 / 255
     if not keep_colour:
         x = with_cast_of(x, None)
         small = smaller(x, 32)
@@ -336,7 +337,7 @@ def blind(
     for k in range(1, passes + 1):
         x = coarse(x)
         x = estimate(x + sigma * z if k == passes else x)
-    return x
+    return np.stack([x.mean(axis=0)] * len(x)) if grey else x
 
 
 def smaller(x: Array, side: int) -> Array:

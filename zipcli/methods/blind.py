@@ -13,6 +13,7 @@ noise goes over the image before the last pass, which takes both away together. 
 image and seed. One pass is all it takes. Ours.
 """
 
+import torch
 from torch import Tensor
 
 from zipcli.config import BLIND_SIGMA, MethodConfig, NoiseSchedule
@@ -24,6 +25,10 @@ from zipcli.schedule import timestep_at
 THUMBNAIL = 32
 """About the shorter side, in pixels, of what the mean colour of a larger image is judged by: what is in it
 must be seen at once, which a network for small images cannot. A network of one size is shown that size."""
+
+
+HALF_A_LEVEL = 1 / 255
+"""Of 256, in [-1, 1]."""
 
 
 def purify(
@@ -47,7 +52,8 @@ def purify(
 
     Returns:
         Purified images, (N, C, H, W), not clipped: x <- x - BLIND_SIGMA eps(x), once for each pass. Unless
-        the colour is kept they do not depend on the mean colour of the images.
+        the colour is kept they do not depend on the mean colour of the images. Those without any colour stay
+        without.
 
     Raises:
         NonFiniteError: The state of some image became NaN or infinite.
@@ -59,6 +65,7 @@ def purify(
     shrink = round(min(x.shape[-2:]) / side)
     grains = config.sigma * noise(x)
     watch = FiniteWatch(x)
+    without_colour = (x - x.mean(1, keepdim=True)).abs().amax((1, 2, 3), keepdim=True) < HALF_A_LEVEL
     if not config.keep_colour:
         x = x - colour_cast(x)
         if shrink > 1:
@@ -70,7 +77,7 @@ def purify(
         x, _ = denoise(eps_model, state, BLIND_SIGMA, timestep)
         watch.see(step, x)
     watch.refuse([timestep] * config.passes)
-    return x
+    return torch.where(without_colour, x.mean(1, keepdim=True), x)
 
 
 def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
