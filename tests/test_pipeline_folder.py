@@ -1,6 +1,7 @@
 """A folder in, a folder out: isolation, order, detector, memory."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -330,7 +331,10 @@ def test_a_device_that_is_lost_ends_the_run_in_order_and_says_so(tmp_path: Path)
 
     def illegal_access(x: Tensor) -> Tensor:
         calls.append(len(x))
-        if len(calls) > 5:
+        if len(calls) > 5:  # the second image; the first is being written, and that shall not be cut short
+            deadline = time.monotonic() + 60
+            while not list((tmp_path / "out").glob("*.png")) and time.monotonic() < deadline:
+                time.sleep(0.01)
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
         return torch.zeros(len(x), dtype=torch.bool)
 
