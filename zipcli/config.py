@@ -56,7 +56,7 @@ _NETWORK = _PIXELS | {"model", "dtype", "compile", "fit", "tile", "overlap", "se
 _CHAIN = _NETWORK | {"transforms", "sampler", "steps", "eta", "lambda_"}
 _DIFFPURE = _NETWORK | {"sampler", "t_star"}
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
-    "blind": _NETWORK | {"sigma", "passes", "colour_cell", "keep_colour"},
+    "blind": _NETWORK | {"sigma", "passes", "colour_cell", "colour_waves"},
     "zip": _CHAIN | _PUBLISHED,
     "nullspace": _CHAIN,
     "ddnm": _NETWORK
@@ -308,7 +308,8 @@ class MethodConfig:
         sigma: Of blind, standard deviation of the noise that is put on images in [-1, 1]; 0 for none.
         passes: Of blind, how often the prior goes over the image.
         colour_cell: Of blind, side in pixels of the squares whose mean colour is kept; 1 keeps every colour.
-        keep_colour: Of blind, trust the mean colour of the image.
+        colour_waves: Of blind, how many of the longest waves of the colours are forgotten along each axis; 1
+            is the mean colour alone, 0 keeps them all.
         masks: Of sancdifi: random masks for an image, each a query to the classifier.
         saliency_threshold: Of sancdifi: share of the pixels that are kept, the least salient ones.
     """
@@ -331,7 +332,7 @@ class MethodConfig:
     sigma: float = 0.05
     passes: int = 1
     colour_cell: int = 4
-    keep_colour: bool = False
+    colour_waves: int = 1
     masks: int = 2000
     saliency_threshold: float = 0.95
 
@@ -361,6 +362,7 @@ class MethodConfig:
         check(0 <= self.sigma <= 1, f"sigma: {self.sigma} is not from 0 to 1")
         check(1 <= self.passes <= 10, f"passes: {self.passes} is not from 1 to 10")
         check(1 <= self.colour_cell <= 64, f"colour cell: {self.colour_cell} is not from 1 to 64")
+        check(0 <= self.colour_waves <= 8, f"colour waves: {self.colour_waves} is not from 0 to 8")
         check(1 <= self.masks <= 1_000_000, f"masks: {self.masks} is not between 1 and 1,000,000")
         check(
             0 <= self.saliency_threshold < 1,

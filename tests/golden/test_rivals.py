@@ -45,27 +45,25 @@ def compare(
         assert_close(run(x, config, draws, torch.float32), expected, FLOAT32)
 
 
-@pytest.mark.parametrize("size", [(6, 5), (47, 50), (48, 60), (81, 70)])
-@pytest.mark.parametrize("keep_colour", [False, True])
+@pytest.mark.parametrize("size", [(6, 5), (47, 50), (48, 60), (81, 70), (130, 113)])
+@pytest.mark.parametrize("waves", [0, 1, 3, 8])
 @pytest.mark.parametrize(
     ("sigma", "passes", "cell"), [(0.0, 1, 1), (0.075, 1, 4), (0.075, 2, 4), (0.5, 3, 7)]
 )
 def test_blind_equals_its_equations(
-    sigma: float, passes: int, cell: int, keep_colour: bool, size: tuple[int, int]
+    sigma: float, passes: int, cell: int, waves: int, size: tuple[int, int]
 ) -> None:
     def slow(x: paper.Array, z: Sequence[paper.Array]) -> paper.Array:
-        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5, passes, cell, keep_colour)
+        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5, passes, cell, waves)
 
-    settings = {"sigma": sigma, "passes": passes, "colour_cell": cell, "keep_colour": keep_colour}
+    settings = {"sigma": sigma, "passes": passes, "colour_cell": cell, "colour_waves": waves}
     compare({"method": "blind"} | settings, slow, 1, size=size)
 
 
 def test_blind_leaves_an_image_without_colour_so() -> None:
     x, draws = images_and_noise(1, 9, 7)
     x[0] = x[0, :1]
-    expected = [
-        paper.blind(x[k], EPS.numpy, draws[0, k], LINEAR, 0.05, 0.5, 1, 4, False) for k in range(len(x))
-    ]
+    expected = [paper.blind(x[k], EPS.numpy, draws[0, k], LINEAR, 0.05, 0.5, 1, 4, 1) for k in range(len(x))]
     out = run(x, purify_config(method="blind", sigma=0.05), draws, torch.float64)
     assert_close(out, np.stack(expected), FLOAT64)
     assert np.ptp(out[0], axis=0).max() == 0

@@ -286,14 +286,16 @@ def blind(
     told: float,
     passes: int,
     cell: int,
-    keep_colour: bool,
+    waves: int,
 ) -> Array:
     """The estimate of the clean image (Ho et al. 2020, eq. 15), the network being told the noise `told`.
 
-    Between timesteps the logarithm of noise over image is linear. The mean of each channel becomes the mean
-    of all, but for what the estimate of a copy of about 32 pixels has beside it, if the image is larger.
-    Before each estimate the colours, which are what the channels have beside their mean, become their means
-    over squares of `cell` pixels. An image without any stays so.
+    Between timesteps the logarithm of noise over image is linear. Colours are what the channels have beside
+    their mean. Their `waves` longest cosines along each axis are taken away; those of the estimate of a
+    copy of about 32 pixels take their place, if the image is larger. The rest of what the estimate
+    changes there, and in copies of twice, four times, ... that size, changes the image, less where it is
+    little. Before each estimate of the image its colours become their means over squares of `cell`
+    pixels. An image without any stays so.
     """
     noise_over_image = [math.sqrt((1.0 - a) / a) for a in schedule.alpha_bar[1:]]
     t = 0
@@ -307,11 +309,17 @@ def blind(
         x_t = math.sqrt(alpha_bar) * image
         return (x_t - math.sqrt(1.0 - alpha_bar) * eps(x_t, timestep)) / math.sqrt(alpha_bar)
 
-    def with_cast_of(image: Array, other: Array | None) -> Array:
-        result = image.copy()
-        for c in range(len(image)):
-            result[c] += float(image.mean()) - float(image[c].mean())
-            result[c] += 0.0 if other is None else float(other[c].mean()) - float(other.mean())
+    def tint(image: Array, H: int, W: int) -> Array:
+        """Of the longest waves of the colours of `image` those that it has, at another size."""
+        C, h, w = image.shape
+        result = np.zeros((C, H, W))
+        for c in range(C):
+            colour = image[c] - image.sum(axis=0) / C
+            for p in range(min(waves, h)):
+                for q in range(min(waves, w)):
+                    wave = np.outer(cosines(p, h), cosines(q, w))
+                    strength = float((colour * wave).sum() / (wave * wave).sum())
+                    result[c] += strength * np.outer(cosines(p, H), cosines(q, W))
         return result
 
     def coarse(image: Array) -> Array:
@@ -329,23 +337,31 @@ def blind(
         return result
 
     grey = max(abs(float(x[c, i, j]) - float(x[:, i, j].mean())) for c, i, j in np.ndindex(x.shape)) < 1 / 255
-    if not keep_colour:
-        x = with_cast_of(x, None)
-        small = smaller(x, 32)
-        if small.shape != x.shape:
-            x = with_cast_of(x, estimate(small))
+    H, W = x.shape[1:]
+    x = x - tint(x, H, W)
+    shrink = coarsest = round(min(H, W) / 32)
+    while shrink > 1:
+        small = in_blocks(x, shrink)
+        change = estimate(small) - small
+        if shrink == coarsest:
+            x = x + tint(change, H, W)
+            change = change - tint(change, *small.shape[1:])
+        x = x + bilinear(with_doubt(change, 0.2), shrink, H, W)
+        shrink //= 2
     for k in range(1, passes + 1):
         x = coarse(x)
         x = estimate(x + sigma * z if k == passes else x)
     return np.stack([x.mean(axis=0)] * len(x)) if grey else x
 
 
-def smaller(x: Array, side: int) -> Array:
-    """An image, (C, H, W), in blocks of so many pixels that its shorter side comes near `side`."""
+def cosines(order: int, length: int) -> Array:
+    """A wave of the discrete cosine transform."""
+    return np.array([math.cos(math.pi * order * (place + 0.5) / length) for place in range(length)])
+
+
+def in_blocks(x: Array, n: int) -> Array:
+    """The means of an image, (C, H, W), over blocks of n pixels; the last ones may be cut."""
     C, H, W = x.shape
-    n = round(min(H, W) / side)
-    if n <= 1:
-        return x
     rows, columns = math.ceil(H / n), math.ceil(W / n)
     small = np.zeros((C, rows, columns))
     for c in range(C):
@@ -353,6 +369,33 @@ def smaller(x: Array, side: int) -> Array:
             for j in range(columns):
                 small[c, i, j] = float(x[c, i * n : (i + 1) * n, j * n : (j + 1) * n].mean())
     return small
+
+
+def bilinear(small: Array, n: int, H: int, W: int) -> Array:
+    """Blocks of n pixels, (C, h, w), as an image, (C, H, W); linear between the middles of blocks."""
+    C, h, w = small.shape
+    result = np.zeros((C, H, W))
+    for i, j in np.ndindex(H, W):
+        y, x = (max(0.0, (place + 0.5) / n - 0.5) for place in (i, j))
+        top, left = int(y), int(x)
+        for row, down in ((top, 1.0 - (y - top)), (min(h - 1, top + 1), y - top)):
+            for column, across in ((left, 1.0 - (x - left)), (min(w - 1, left + 1), x - left)):
+                result[:, i, j] += down * across * small[:, row, column]
+    return result
+
+
+def with_doubt(change: Array, doubt: float) -> Array:
+    """Wiener's filter, its signal the mean square over channels and 3x3 pixels, its noise `doubt`."""
+    C, H, W = change.shape
+    result = np.zeros(change.shape)
+    for i, j in np.ndindex(H, W):
+        signal = 0.0
+        for a in (-1, 0, 1):
+            for b in (-1, 0, 1):
+                row, column = min(max(i + a, 0), H - 1), min(max(j + b, 0), W - 1)
+                signal += sum(float(change[c, row, column]) ** 2 for c in range(C)) / C / 9.0
+        result[:, i, j] = change[:, i, j] * signal / (signal + doubt**2)
+    return result
 
 
 def sampdetox(

@@ -259,10 +259,13 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "brightness, from which the network follows the rest. 1 keeps every colour.",
 )
 @click.option(
-    "--keep-colour",
-    is_flag=True,
-    help="blind: trust the mean colour of the image. Without it the network judges what it most likely was, "
-    "since a tint of the whole image may be a trigger.",
+    "--colour-waves",
+    type=click.IntRange(0, 8),
+    default=PurifyConfig.colour_waves,
+    show_default=True,
+    metavar="N",
+    help="blind: of the colours, forget the N longest waves along each axis, since a smooth tint may be a "
+    "trigger; the network judges what they most likely were. 1 is the mean colour alone, 0 keeps them all.",
 )
 @click.option(
     "--model",

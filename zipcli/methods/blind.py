@@ -5,27 +5,35 @@ what is implausible, wherever it lies, in pixels or in waves: it was trained to 
 altered in every way that is not a photograph (`zipcli.training.corruption`), and to leave alone those that
 were not.
 
-Some things it cannot judge, and there we forget beforehand, too. A tint of the whole image is no less
-plausible than another light, so the mean colour goes, and the prior refills it with the one that such a
-picture most likely has. Colours finer than a few pixels hide more than they tell: they go as well, and follow
-from the brightness. A trigger that no eye can see is no less plausible than the image without it, so faint
-noise goes over the image before the last pass, which takes both away together. It is drawn anew for every
-image and seed. One pass is all it takes. Ours.
+Some things it cannot judge, and there we forget beforehand, too. A smooth tint of the whole image is no less
+plausible than another light, so the longest waves of the colours go, the mean colour first, and the prior
+refills them with those that such a picture most likely has. Colours finer than a few pixels hide more than
+they tell: they go as well, and follow from the brightness. A trigger that no eye can see is no less plausible
+than the image without it, so faint noise goes over the image before the last pass, which takes both away
+together. It is drawn anew for every image and seed. One pass is all it takes.
+
+A network for small images sees a part of a large one at a time, and a trigger as large as that part looks
+like a plain wall. So a large image is first looked at in small copies, from the smallest on, and what the
+network changes there by more than it errs is changed in the image. Ours.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zipcli.config import BLIND_SIGMA, MethodConfig, NoiseSchedule
 from zipcli.methods.steps import FiniteWatch, denoise
-from zipcli.projection import block_means, coarse_colour, colour_cast
+from zipcli.projection import block_means, coarse_colour, interpolated, tint
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
 
 THUMBNAIL = 32
-"""About the shorter side, in pixels, of what the mean colour of a larger image is judged by: what is in it
-must be seen at once, which a network for small images cannot. A network of one size is shown that size."""
+"""About the shorter side, in pixels, of the smallest copy of a larger image: what is in it must be seen at
+once, which a network for small images cannot. A network of one size is shown that size."""
 
+DOUBT = 0.2
+"""Change of a small copy by the network, in [-1, 1], half of which is believed. Where it is less, photographs
+without a trigger are harmed more (`examples/measure_large.py`)."""
 
 HALF_A_LEVEL = 1 / 255
 """Of 256, in [-1, 1]."""
@@ -47,13 +55,12 @@ def purify(
         eps_model: A prior that was trained on blind states; it is told that their noise is `BLIND_SIGMA`.
         operators: Not used.
         config: passes, how often the prior is asked; sigma, the noise to put on the image before the last
-            pass; colour_cell and keep_colour, what is forgotten of the colours before each.
+            pass; colour_waves and colour_cell, what is forgotten of the colours, the latter before each.
         noise: One draw, also where sigma is 0.
 
     Returns:
-        Purified images, (N, C, H, W), not clipped: x <- x - BLIND_SIGMA eps(x), once for each pass. Unless
-        the colour is kept they do not depend on the mean colour of the images. Those without any colour stay
-        without.
+        Purified images, (N, C, H, W), not clipped: x <- x - BLIND_SIGMA eps(x), once for each pass. They
+        do not depend on the longest `colour_waves` of the colours. Images without any colour stay without.
 
     Raises:
         NonFiniteError: The state of some image became NaN or infinite.
@@ -66,11 +73,17 @@ def purify(
     grains = config.sigma * noise(x)
     watch = FiniteWatch(x)
     without_colour = (x - x.mean(1, keepdim=True)).abs().amax((1, 2, 3), keepdim=True) < HALF_A_LEVEL
-    if not config.keep_colour:
-        x = x - colour_cast(x)
-        if shrink > 1:
-            seen, _ = denoise(eps_model, block_means(x, shrink), BLIND_SIGMA, timestep)
-            x = x + colour_cast(seen)
+    size = (x.shape[-2], x.shape[-1])
+    x = x - tint(x, config.colour_waves)
+    coarsest = shrink
+    while shrink > 1:
+        small = block_means(x, shrink)
+        change = denoise(eps_model, small, BLIND_SIGMA, timestep)[0] - small
+        if shrink == coarsest:
+            x = x + tint(change, config.colour_waves, size)
+            change = change - tint(change, config.colour_waves)
+        x = x + interpolated(believed(change), shrink, size)
+        shrink //= 2
     for step in range(config.passes):
         x = coarse_colour(x, config.colour_cell)
         state = x + grains if step == config.passes - 1 else x
@@ -80,6 +93,17 @@ def purify(
     return torch.where(without_colour, x.mean(1, keepdim=True), x)
 
 
+def believed(change: Tensor) -> Tensor:
+    """Of a change to an image, (N, C, H, W), what it is sure of.
+
+    A Wiener filter: each pixel times e / (e + DOUBT^2), e the mean square of the change in the 3x3
+    pixels around it.
+    """
+    energy = change.square().mean(1, keepdim=True)
+    energy = F.avg_pool2d(F.pad(energy, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return change * (energy / (energy + DOUBT**2))
+
+
 def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
-    """Calls of the network for an image, besides the one for the thumbnail of a larger image."""
+    """Calls of the network for an image, besides those for small copies of a larger one: a third at most."""
     return config.passes
