@@ -4,11 +4,11 @@
     python examples/measure_large.py --side 128 --photos 40
     python examples/measure_large.py --doubts 0.1,0.2,inf    # how large a change of a small copy is believed
 
-Rows are settings of the method blind: by default and without the small copies. For each the PSNR of
-purified photographs without a trigger, that of their brightness alone, and how much of the contrast of each
-trigger is left after purification, in % (less than 0: its place became brighter where the trigger was dark).
-The photographs are those that no network was trained on. It reads photos-256.zip from ../shared/data, or
-from the folder that ZIPCLI_DATA names.
+Rows are settings of the method blind: by default, and with small copies that decide the tint alone. For
+each the PSNR of purified photographs without a trigger, that of their brightness alone, and how much of
+the contrast of each trigger is left after purification, in % (less than 0: its place became brighter
+where the trigger was dark). The photographs are those that no network was trained on. It reads
+photos-256.zip from ../shared/data, or from the folder that ZIPCLI_DATA names.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
             change = np.stack(poisoned) - np.stack(clean).astype(float)
             kept = np.stack(purifier.purify_pixels(poisoned)) - np.stack(after).astype(float)
             left.append(100 * (kept * change).sum() / np.square(change).sum())
-        name = "without small copies" if doubt == float("inf") else f"doubt {doubt:g}"
+        name = "only for the tint" if doubt == float("inf") else f"doubt {doubt:g}"
         print(
             f"{name:22}" + "".join(f"{p:7.2f}" for p in quality) + "".join(f"{x:10.0f}" for x in left),
             flush=True,

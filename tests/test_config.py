@@ -56,7 +56,7 @@ def make(text: str) -> object:
         ({"colour_cell": 0}, "colour cell"),
         ({"colour_cell": 65}, "colour cell"),
         ({"colour_waves": -1}, "colour waves"),
-        ({"colour_waves": 9}, "colour waves"),
+        ({"colour_waves": 4}, "colour waves"),
         ({"stepz": 20}, "'steps'"),
     ],
     ids=str,

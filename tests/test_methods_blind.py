@@ -79,6 +79,17 @@ def test_a_tint_that_rises_evenly_changes_nothing(side: int) -> None:
         assert np.abs(b.astype(int) - a).max() > 15
 
 
+@pytest.mark.parametrize("side", [32, 64, 96, 128])
+def test_what_colours_have_finer_than_a_cell_changes_nothing(side: int) -> None:
+    originals = whole(side)
+    rows, columns = np.indices((side, side)) // 2
+    board = 20 * np.where((rows + columns) % 2, 1, -1)[..., None] * np.array([1, -1, 0])
+    hidden = [(image + board).astype(np.uint8) for image in originals]
+    clean = purifier(sigma=0)
+    for a, b in zip(clean.purify_pixels(originals), clean.purify_pixels(hidden), strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 1
+
+
 def test_what_is_large_in_a_large_image_is_taken_out() -> None:
     originals = photos(6, 192)
     altered = [image.copy() for image in originals]

@@ -78,6 +78,9 @@ ONE_TRANSFORM = ("warm", "decoupled", "multistep", "ddnm")
 BLIND_SIGMA = 0.5
 """The noise level that a network is told where it has to see by itself what does not belong into an image."""
 
+MOST_COLOUR_WAVES = 3
+"""Of the colours, the longest waves along each axis that networks learn to do without."""
+
 METHOD_ASKS = frozenset({"bdmae", "sancdifi"})
 """Methods that ask the suspect classifier for labels; they get it as the argument `ask`."""
 
@@ -362,7 +365,10 @@ class MethodConfig:
         check(0 <= self.sigma <= 1, f"sigma: {self.sigma} is not from 0 to 1")
         check(1 <= self.passes <= 10, f"passes: {self.passes} is not from 1 to 10")
         check(1 <= self.colour_cell <= 64, f"colour cell: {self.colour_cell} is not from 1 to 64")
-        check(0 <= self.colour_waves <= 8, f"colour waves: {self.colour_waves} is not from 0 to 8")
+        check(
+            0 <= self.colour_waves <= MOST_COLOUR_WAVES,
+            f"colour waves: {self.colour_waves} is not from 0 to {MOST_COLOUR_WAVES}",
+        )
         check(1 <= self.masks <= 1_000_000, f"masks: {self.masks} is not between 1 and 1,000,000")
         check(
             0 <= self.saliency_threshold < 1,

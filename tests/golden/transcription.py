@@ -338,13 +338,13 @@ def blind(
 
     grey = max(abs(float(x[c, i, j]) - float(x[:, i, j].mean())) for c, i, j in np.ndindex(x.shape)) < 1 / 255
     H, W = x.shape[1:]
-    x = x - tint(x, H, W)
+    x = coarse(x - tint(x, H, W))
     shrink = coarsest = round(min(H, W) / 32)
     while shrink > 1:
         small = in_blocks(x, shrink)
         change = estimate(small) - small
         if shrink == coarsest:
-            x = x + tint(change, H, W)
+            x = x + tint(change, *(n * coarsest for n in small.shape[1:]))[:, :H, :W]
             change = change - tint(change, *small.shape[1:])
         x = x + bilinear(with_doubt(change, 0.2), shrink, H, W)
         shrink //= 2

@@ -36,6 +36,7 @@ from zipcli.config import (
     METADATA,
     METHOD_ASKS,
     METHOD_SETTINGS,
+    MOST_COLOUR_WAVES,
     ON_COLLISION,
     REMOTE_JOBS,
     SAMPLER_SETTINGS,
@@ -260,7 +261,7 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
 )
 @click.option(
     "--colour-waves",
-    type=click.IntRange(0, 8),
+    type=click.IntRange(0, MOST_COLOUR_WAVES),
     default=PurifyConfig.colour_waves,
     show_default=True,
     metavar="N",

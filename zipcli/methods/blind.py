@@ -55,12 +55,14 @@ def purify(
         eps_model: A prior that was trained on blind states; it is told that their noise is `BLIND_SIGMA`.
         operators: Not used.
         config: passes, how often the prior is asked; sigma, the noise to put on the image before the last
-            pass; colour_waves and colour_cell, what is forgotten of the colours, the latter before each.
+            pass; colour_waves and colour_cell, what is forgotten of the colours, the latter before each
+            pass, too.
         noise: One draw, also where sigma is 0.
 
     Returns:
         Purified images, (N, C, H, W), not clipped: x <- x - BLIND_SIGMA eps(x), once for each pass. They
-        do not depend on the longest `colour_waves` of the colours. Images without any colour stay without.
+        depend neither on the longest `colour_waves` of the colours nor on what is finer than `colour_cell`.
+        Images without any colour stay without.
 
     Raises:
         NonFiniteError: The state of some image became NaN or infinite.
@@ -73,16 +75,18 @@ def purify(
     grains = config.sigma * noise(x)
     watch = FiniteWatch(x)
     without_colour = (x - x.mean(1, keepdim=True)).abs().amax((1, 2, 3), keepdim=True) < HALF_A_LEVEL
-    size = (x.shape[-2], x.shape[-1])
-    x = x - tint(x, config.colour_waves)
+    x = coarse_colour(x - tint(x, config.colour_waves), config.colour_cell)
+    height, width = x.shape[-2:]
     coarsest = shrink
     while shrink > 1:
         small = block_means(x, shrink)
         change = denoise(eps_model, small, BLIND_SIGMA, timestep)[0] - small
         if shrink == coarsest:
-            x = x + tint(change, config.colour_waves, size)
+            # The last blocks may stick out of the image, and so does the tint.
+            whole = (change.shape[-2] * shrink, change.shape[-1] * shrink)
+            x = x + tint(change, config.colour_waves, whole)[..., :height, :width]
             change = change - tint(change, config.colour_waves)
-        x = x + interpolated(believed(change), shrink, size)
+        x = x + interpolated(believed(change), shrink, (height, width))
         shrink //= 2
     for step in range(config.passes):
         x = coarse_colour(x, config.colour_cell)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from zipcli.config import BLIND_SIGMA, NoiseLevelConfig
+from zipcli.config import BLIND_SIGMA, MOST_COLOUR_WAVES, NoiseLevelConfig
 from zipcli.projection import coarse_colour, colour_waves, painted, removed
 from zipcli.protocols import EpsModel, LinearOperator
 from zipcli.schedule import alpha_bars, sigmas
@@ -102,8 +102,8 @@ class BlindStates:
         clean = x_0[first:]
         x = corrupted(clean, generator)
         drawn = torch.rand(len(clean), 4, generator=generator, device=x.device)
-        waves = colour_waves(x, MOST_WAVES)
-        order = torch.arange(MOST_WAVES, device=x.device)
+        waves = colour_waves(x, MOST_COLOUR_WAVES)
+        order = torch.arange(MOST_COLOUR_WAVES, device=x.device)
         longest = torch.maximum(order[:, None], order)[: waves.shape[2], : waves.shape[3]]
         count = torch.stack([drawn[:, 2] > share for share in FEWER_WAVES]).sum(0)
         forgotten = waves * (longest < count[:, None, None, None])
@@ -119,8 +119,6 @@ class BlindStates:
 
 FEWER_WAVES = (0.25, 0.45, 0.75)
 """Shares of the blind states that lose none of the longest waves of their colours, at most one, and two."""
-
-MOST_WAVES = len(FEWER_WAVES)
 
 MOST_NOISE = 0.3
 """Standard deviation of the strongest white noise on a blind state."""
