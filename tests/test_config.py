@@ -55,8 +55,6 @@ def make(text: str) -> object:
         ({"passes": 11}, "passes"),
         ({"colour_cell": 0}, "colour cell"),
         ({"colour_cell": 65}, "colour cell"),
-        ({"colour_waves": -1}, "colour waves"),
-        ({"colour_waves": 4}, "colour waves"),
         ({"stepz": 20}, "'steps'"),
     ],
     ids=str,
@@ -201,7 +199,7 @@ def test_what_the_sampler_would_ignore_is_refused(given: dict[str, Any], words: 
         ({}, "blind"),
         ({"sigma": 0.1, "tile": 64}, "blind"),
         ({"passes": 1}, "blind"),
-        ({"colour_cell": 8, "colour_waves": 0}, "blind"),
+        ({"colour_cell": 8, "keep_colour": True}, "blind"),
         ({"transforms": "blur"}, "nullspace"),
         ({"steps": 3}, "nullspace"),
         ({"eta": 1.0}, "nullspace"),
@@ -217,7 +215,7 @@ def test_the_first_method_is_chosen_that_uses_all_that_was_said(given: dict[str,
 
 
 @pytest.mark.parametrize(
-    "given", [{"sigma": 0.2}, {"sigma": PurifyConfig.sigma}, {"passes": 2}, {"colour_waves": 0}], ids=str
+    "given", [{"sigma": 0.2}, {"sigma": PurifyConfig.sigma}, {"passes": 2}, {"keep_colour": True}], ids=str
 )
 def test_what_no_method_uses_together_is_refused(given: dict[str, Any]) -> None:
     others = {"transforms": "blur:4", "sampler": "multistep", "lambda_": 10.0, "grid": "official"}
@@ -237,7 +235,7 @@ def test_what_no_method_uses_together_is_refused(given: dict[str, Any]) -> None:
         {"method": "sampdetox", "lambda_": 5.0},
         {"method": "blur", "tile": 64},
         {"method": "zip", "sigma": 0.2},
-        {"method": "zip", "colour_waves": 0},
+        {"method": "zip", "keep_colour": True},
     ],
     ids=str,
 )

@@ -34,6 +34,16 @@ SHORT = NoiseSchedule(timesteps=100)
 BLUR = (make_operator("blur:2", lambda _: torch.ones(1)),)
 
 
+class CountingEps(FakeEps):
+    """Counts the pixels of what it is asked about."""
+
+    pixels = 0
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        self.pixels += x_t[0, 0].numel()
+        return super().__call__(x_t, t)
+
+
 def images(count: int = 2, height: int = 13, width: int = 12) -> Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -83,8 +93,17 @@ def test_the_network_is_asked_as_often_as_foretold(settings: dict[str, Any]) -> 
     if settings == {"variant": "paper-alg1"}:
         settings["transforms"] = "blur:2"
     config, eps = purify_config(**settings), FakeEps()
-    purified(config, eps, images(1), [1])
-    assert EVALUATIONS[config.method](config, LINEAR) == len(eps.timesteps)
+    x = images(1)
+    purified(config, eps, x, [1])
+    assert EVALUATIONS[config.method](config, LINEAR, (x.shape[-2], x.shape[-1])) == len(eps.timesteps)
+
+
+@pytest.mark.parametrize("size", [(32, 90), (64, 64), (224, 256), (161, 160)])
+def test_small_copies_are_counted_by_their_pixels(size: tuple[int, int]) -> None:
+    config, eps = purify_config(method="blind", passes=2), CountingEps()
+    purified(config, eps, images(1, *size), [1])
+    foretold = EVALUATIONS["blind"](config, LINEAR, size)
+    assert eps.pixels / math.prod(size) == pytest.approx(foretold, rel=0.01)
 
 
 @pytest.mark.parametrize(

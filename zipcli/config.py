@@ -56,7 +56,7 @@ _NETWORK = _PIXELS | {"model", "dtype", "compile", "fit", "tile", "overlap", "se
 _CHAIN = _NETWORK | {"transforms", "sampler", "steps", "eta", "lambda_"}
 _DIFFPURE = _NETWORK | {"sampler", "t_star"}
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
-    "blind": _NETWORK | {"sigma", "passes", "colour_cell", "colour_waves"},
+    "blind": _NETWORK | {"sigma", "passes", "colour_cell", "keep_colour"},
     "zip": _CHAIN | _PUBLISHED,
     "nullspace": _CHAIN,
     "ddnm": _NETWORK
@@ -77,9 +77,6 @@ ONE_TRANSFORM = ("warm", "decoupled", "multistep", "ddnm")
 
 BLIND_SIGMA = 0.5
 """The noise level that a network is told where it has to see by itself what does not belong into an image."""
-
-MOST_COLOUR_WAVES = 3
-"""Of the colours, the longest waves along each axis that networks learn to do without."""
 
 METHOD_ASKS = frozenset({"bdmae", "sancdifi"})
 """Methods that ask the suspect classifier for labels; they get it as the argument `ask`."""
@@ -311,8 +308,7 @@ class MethodConfig:
         sigma: Of blind, standard deviation of the noise that is put on images in [-1, 1]; 0 for none.
         passes: Of blind, how often the prior goes over the image.
         colour_cell: Of blind, side in pixels of the squares whose mean colour is kept; 1 keeps every colour.
-        colour_waves: Of blind, how many of the longest waves of the colours are forgotten along each axis; 1
-            is the mean colour alone, 0 keeps them all.
+        keep_colour: Of blind, trust the mean colour of the image.
         masks: Of sancdifi: random masks for an image, each a query to the classifier.
         saliency_threshold: Of sancdifi: share of the pixels that are kept, the least salient ones.
     """
@@ -335,7 +331,7 @@ class MethodConfig:
     sigma: float = 0.05
     passes: int = 1
     colour_cell: int = 4
-    colour_waves: int = 1
+    keep_colour: bool = False
     masks: int = 2000
     saliency_threshold: float = 0.95
 
@@ -365,10 +361,6 @@ class MethodConfig:
         check(0 <= self.sigma <= 1, f"sigma: {self.sigma} is not from 0 to 1")
         check(1 <= self.passes <= 10, f"passes: {self.passes} is not from 1 to 10")
         check(1 <= self.colour_cell <= 64, f"colour cell: {self.colour_cell} is not from 1 to 64")
-        check(
-            0 <= self.colour_waves <= MOST_COLOUR_WAVES,
-            f"colour waves: {self.colour_waves} is not from 0 to {MOST_COLOUR_WAVES}",
-        )
         check(1 <= self.masks <= 1_000_000, f"masks: {self.masks} is not between 1 and 1,000,000")
         check(
             0 <= self.saliency_threshold < 1,

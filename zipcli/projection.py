@@ -1,9 +1,7 @@
 """What linear transforms keep of an image, and what they remove."""
 
-import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -29,54 +27,16 @@ def removed(x: Tensor, operators: Sequence[LinearOperator]) -> Tensor:
     return x
 
 
-def tint(x: Tensor, count: int, size: tuple[int, int] | None = None) -> Tensor:
-    """What the longest waves of the colours make of an image, (N, C, H, W) or (N, C, *size).
+def colour_cast(x: Tensor) -> Tensor:
+    """How far the mean of each channel lies from the mean of them all, (N, C, 1, 1).
 
-    An image less its tint is projected on what remains where these waves are forgotten.
-
-    Args:
-        x: Images, (N, C, H, W). Brightness is the mean of the channels, colour is the rest of each.
-        count: Cosine waves along each axis, 1 for the mean colour alone; 0 makes a tint of nothing.
-        size: Of the tint, where it is not that of the images.
-    """
-    size = size or (x.shape[-2], x.shape[-1])
-    return painted(colour_waves(x, count), size) if count else x.new_zeros(*x.shape[:2], *size)
-
-
-def colour_waves(x: Tensor, count: int) -> Tensor:
-    """How strong the longest cosine waves are in the colours of images, (N, C, rows, columns).
-
-    The first is the mean colour, the next ones rise evenly along one side.
+    An image less its cast is projected on what remains where the mean colour alone is forgotten.
 
     Args:
         x: Images, (N, C, H, W).
-        count: Waves along each axis, from 1; an axis has no more than pixels.
-
-    Returns:
-        Amplitudes, which do not depend on the size of the image, (N, C, min(count, H), min(count, W)).
     """
-    waves = x - x.mean(1, keepdim=True)
-    # No matrix products: they are rounded to the short type where one is in use, and
-    # what an image gives would depend on how many are with it.
-    for _ in range(2):
-        cosines = _cosines(count, waves.shape[-1], x)
-        waves = torch.stack([(waves * (wave / wave.square().sum())).sum(-1) for wave in cosines], 2)
-    return waves
-
-
-def painted(waves: Tensor, size: tuple[int, int]) -> Tensor:
-    """The image, (N, C, *size), that is made of these waves alone; see `colour_waves`."""
-    for length in size:
-        cosines = _cosines(waves.shape[2], length, waves)
-        waves = sum(part[..., None] * wave for part, wave in zip(waves.unbind(2), cosines, strict=True))
-    return waves
-
-
-def _cosines(count: int, length: int, like: Tensor) -> Tensor:
-    """The longest waves of a discrete cosine transform, (min(count, length), length)."""
-    place = (torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) / length
-    order = torch.arange(min(count, length), device=like.device, dtype=like.dtype)
-    return (math.pi * order[:, None] * place).cos()
+    mean = x.mean((2, 3), keepdim=True)
+    return mean - mean.mean(1, keepdim=True)
 
 
 def coarse_colour(x: Tensor, cell: int) -> Tensor:

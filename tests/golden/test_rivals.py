@@ -46,31 +46,33 @@ def compare(
 
 
 @pytest.mark.parametrize("size", [(6, 5), (47, 50), (48, 60), (81, 70)])
-@pytest.mark.parametrize("waves", [0, 1, 3])
+@pytest.mark.parametrize("keep_colour", [False, True])
 @pytest.mark.parametrize(
     ("sigma", "passes", "cell"), [(0.0, 1, 1), (0.075, 1, 4), (0.075, 2, 4), (0.5, 3, 7)]
 )
 def test_blind_equals_its_equations(
-    sigma: float, passes: int, cell: int, waves: int, size: tuple[int, int]
+    sigma: float, passes: int, cell: int, keep_colour: bool, size: tuple[int, int]
 ) -> None:
     def slow(x: paper.Array, z: Sequence[paper.Array]) -> paper.Array:
-        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5, passes, cell, waves)
+        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5, passes, cell, keep_colour)
 
-    settings = {"sigma": sigma, "passes": passes, "colour_cell": cell, "colour_waves": waves}
+    settings = {"sigma": sigma, "passes": passes, "colour_cell": cell, "keep_colour": keep_colour}
     compare({"method": "blind"} | settings, slow, 1, size=size)
 
 
 def test_blind_looks_at_a_large_image_in_copies_of_two_sizes() -> None:
     def slow(x: paper.Array, z: Sequence[paper.Array]) -> paper.Array:
-        return paper.blind(x, EPS.numpy, z[0], LINEAR, 0.05, 0.5, 1, 4, 2)
+        return paper.blind(x, EPS.numpy, z[0], LINEAR, 0.05, 0.5, 1, 4, False)
 
-    compare({"method": "blind", "sigma": 0.05, "colour_waves": 2}, slow, 1, size=(130, 113))
+    compare({"method": "blind", "sigma": 0.05}, slow, 1, size=(130, 113))
 
 
 def test_blind_leaves_an_image_without_colour_so() -> None:
     x, draws = images_and_noise(1, 9, 7)
     x[0] = x[0, :1]
-    expected = [paper.blind(x[k], EPS.numpy, draws[0, k], LINEAR, 0.05, 0.5, 1, 4, 1) for k in range(len(x))]
+    expected = [
+        paper.blind(x[k], EPS.numpy, draws[0, k], LINEAR, 0.05, 0.5, 1, 4, False) for k in range(len(x))
+    ]
     out = run(x, purify_config(method="blind", sigma=0.05), draws, torch.float64)
     assert_close(out, np.stack(expected), FLOAT64)
     assert np.ptp(out[0], axis=0).max() == 0

@@ -286,16 +286,16 @@ def blind(
     told: float,
     passes: int,
     cell: int,
-    waves: int,
+    keep_colour: bool,
 ) -> Array:
     """The estimate of the clean image (Ho et al. 2020, eq. 15), the network being told the noise `told`.
 
-    Between timesteps the logarithm of noise over image is linear. Colours are what the channels have beside
-    their mean. Their `waves` longest cosines along each axis are taken away; those of the estimate of a
-    copy of about 32 pixels take their place, if the image is larger. The rest of what the estimate
-    changes there, and in copies of twice, four times, ... that size, changes the image, less where it is
-    little. Before each estimate of the image its colours become their means over squares of `cell`
-    pixels. An image without any stays so.
+    Between timesteps the logarithm of noise over image is linear. The mean of each channel becomes the
+    mean of all, but for what the estimate of a copy of about 32 pixels has beside it, if the image is
+    larger. The rest of what the estimate changes there, and in copies of twice, four times, ... that
+    size, changes the image, less where it is little. Before all that and before each estimate of the
+    image the colours, which are what the channels have beside their mean, become their means over squares
+    of `cell` pixels. An image without any stays so.
     """
     noise_over_image = [math.sqrt((1.0 - a) / a) for a in schedule.alpha_bar[1:]]
     t = 0
@@ -309,18 +309,9 @@ def blind(
         x_t = math.sqrt(alpha_bar) * image
         return (x_t - math.sqrt(1.0 - alpha_bar) * eps(x_t, timestep)) / math.sqrt(alpha_bar)
 
-    def tint(image: Array, H: int, W: int) -> Array:
-        """Of the longest waves of the colours of `image` those that it has, at another size."""
-        C, h, w = image.shape
-        result = np.zeros((C, H, W))
-        for c in range(C):
-            colour = image[c] - image.sum(axis=0) / C
-            for p in range(min(waves, h)):
-                for q in range(min(waves, w)):
-                    wave = np.outer(cosines(p, h), cosines(q, w))
-                    strength = float((colour * wave).sum() / (wave * wave).sum())
-                    result[c] += strength * np.outer(cosines(p, H), cosines(q, W))
-        return result
+    def cast(image: Array) -> Array:
+        means = np.array([float(channel.mean()) for channel in image])
+        return (means - means.mean())[:, None, None]
 
     def coarse(image: Array) -> Array:
         C, H, W = image.shape
@@ -338,25 +329,21 @@ def blind(
 
     grey = max(abs(float(x[c, i, j]) - float(x[:, i, j].mean())) for c, i, j in np.ndindex(x.shape)) < 1 / 255
     H, W = x.shape[1:]
-    x = coarse(x - tint(x, H, W))
+    if not keep_colour:
+        x = x - cast(x)
+    x = coarse(x)
     shrink = coarsest = round(min(H, W) / 32)
     while shrink > 1:
         small = in_blocks(x, shrink)
         change = estimate(small) - small
-        if shrink == coarsest:
-            x = x + tint(change, *(n * coarsest for n in small.shape[1:]))[:, :H, :W]
-            change = change - tint(change, *small.shape[1:])
+        if shrink == coarsest and not keep_colour:
+            x, change = x + cast(change), change - cast(change)
         x = x + bilinear(with_doubt(change, 0.2), shrink, H, W)
         shrink //= 2
     for k in range(1, passes + 1):
         x = coarse(x)
         x = estimate(x + sigma * z if k == passes else x)
     return np.stack([x.mean(axis=0)] * len(x)) if grey else x
-
-
-def cosines(order: int, length: int) -> Array:
-    """A wave of the discrete cosine transform."""
-    return np.array([math.cos(math.pi * order * (place + 0.5) / length) for place in range(length)])
 
 
 def in_blocks(x: Array, n: int) -> Array:

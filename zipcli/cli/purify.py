@@ -36,7 +36,6 @@ from zipcli.config import (
     METADATA,
     METHOD_ASKS,
     METHOD_SETTINGS,
-    MOST_COLOUR_WAVES,
     ON_COLLISION,
     REMOTE_JOBS,
     SAMPLER_SETTINGS,
@@ -260,13 +259,10 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "brightness, from which the network follows the rest. 1 keeps every colour.",
 )
 @click.option(
-    "--colour-waves",
-    type=click.IntRange(0, MOST_COLOUR_WAVES),
-    default=PurifyConfig.colour_waves,
-    show_default=True,
-    metavar="N",
-    help="blind: of the colours, forget the N longest waves along each axis, since a smooth tint may be a "
-    "trigger; the network judges what they most likely were. 1 is the mean colour alone, 0 keeps them all.",
+    "--keep-colour",
+    is_flag=True,
+    help="blind: trust the mean colour of the image. Without it the network judges what it most likely was, "
+    "since a tint of the whole image may be a trigger.",
 )
 @click.option(
     "--model",

@@ -25,7 +25,7 @@ METHODS: Registry[Method | AskingMethod] = Registry(
     },
 )
 
-EVALUATIONS: Registry[Callable[[MethodConfig, NoiseSchedule], int]] = Registry(
+EVALUATIONS: Registry[Callable[[MethodConfig, NoiseSchedule, tuple[int, int]], float]] = Registry(
     "method with a network",
     {
         "blind": "zipcli.methods.blind:evaluations",
@@ -38,4 +38,5 @@ EVALUATIONS: Registry[Callable[[MethodConfig, NoiseSchedule], int]] = Registry(
         "sancdifi": "zipcli.methods.diffpure:evaluations",
     },
 )
-"""How often each asks the network about an image; `ConfigError` where its chain does not fit a model."""
+"""How often each asks the network about an image of a size, (H, W), small copies of it counted by their
+pixels; `ConfigError` where its chain does not fit a model."""

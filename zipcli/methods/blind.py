@@ -5,17 +5,19 @@ what is implausible, wherever it lies, in pixels or in waves: it was trained to 
 altered in every way that is not a photograph (`zipcli.training.corruption`), and to leave alone those that
 were not.
 
-Some things it cannot judge, and there we forget beforehand, too. A smooth tint of the whole image is no less
-plausible than another light, so the longest waves of the colours go, the mean colour first, and the prior
-refills them with those that such a picture most likely has. Colours finer than a few pixels hide more than
-they tell: they go as well, and follow from the brightness. A trigger that no eye can see is no less plausible
-than the image without it, so faint noise goes over the image before the last pass, which takes both away
-together. It is drawn anew for every image and seed. One pass is all it takes.
+Some things it cannot judge, and there we forget beforehand, too. A tint of the whole image is no less
+plausible than another light, so the mean colour goes, and the prior refills it with the one that such a
+picture most likely has. Colours finer than a few pixels hide more than they tell: they go as well, and follow
+from the brightness. A trigger that no eye can see is no less plausible than the image without it, so faint
+noise goes over the image before the last pass, which takes both away together. It is drawn anew for every
+image and seed. One pass is all it takes.
 
 A network for small images sees a part of a large one at a time, and a trigger as large as that part looks
 like a plain wall. So a large image is first looked at in small copies, from the smallest on, and what the
 network changes there by more than it errs is changed in the image. Ours.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from zipcli.config import BLIND_SIGMA, MethodConfig, NoiseSchedule
 from zipcli.methods.steps import FiniteWatch, denoise
-from zipcli.projection import block_means, coarse_colour, interpolated, tint
+from zipcli.projection import block_means, coarse_colour, colour_cast, interpolated
 from zipcli.protocols import EpsModel, LinearOperator, Noise
 from zipcli.schedule import timestep_at
 
@@ -55,14 +57,13 @@ def purify(
         eps_model: A prior that was trained on blind states; it is told that their noise is `BLIND_SIGMA`.
         operators: Not used.
         config: passes, how often the prior is asked; sigma, the noise to put on the image before the last
-            pass; colour_waves and colour_cell, what is forgotten of the colours, the latter before each
-            pass, too.
+            pass; colour_cell and keep_colour, what is forgotten of the colours.
         noise: One draw, also where sigma is 0.
 
     Returns:
         Purified images, (N, C, H, W), not clipped: x <- x - BLIND_SIGMA eps(x), once for each pass. They
-        depend neither on the longest `colour_waves` of the colours nor on what is finer than `colour_cell`.
-        Images without any colour stay without.
+        do not depend on what the colours have finer than `colour_cell` nor, unless it is kept, on the mean
+        colour of the images. Images without any colour stay without.
 
     Raises:
         NonFiniteError: The state of some image became NaN or infinite.
@@ -70,24 +71,20 @@ def purify(
     """
     assert eps_model is not None
     timestep = timestep_at(eps_model.schedule, BLIND_SIGMA)
-    side = eps_model.native_side or THUMBNAIL
-    shrink = round(min(x.shape[-2:]) / side)
     grains = config.sigma * noise(x)
     watch = FiniteWatch(x)
     without_colour = (x - x.mean(1, keepdim=True)).abs().amax((1, 2, 3), keepdim=True) < HALF_A_LEVEL
-    x = coarse_colour(x - tint(x, config.colour_waves), config.colour_cell)
-    height, width = x.shape[-2:]
-    coarsest = shrink
-    while shrink > 1:
+    if not config.keep_colour:
+        x = x - colour_cast(x)
+    x = coarse_colour(x, config.colour_cell)
+    size = (x.shape[-2], x.shape[-1])
+    for step, shrink in enumerate(shrinks(size, eps_model.native_side or THUMBNAIL)):
         small = block_means(x, shrink)
         change = denoise(eps_model, small, BLIND_SIGMA, timestep)[0] - small
-        if shrink == coarsest:
-            # The last blocks may stick out of the image, and so does the tint.
-            whole = (change.shape[-2] * shrink, change.shape[-1] * shrink)
-            x = x + tint(change, config.colour_waves, whole)[..., :height, :width]
-            change = change - tint(change, config.colour_waves)
-        x = x + interpolated(believed(change), shrink, (height, width))
-        shrink //= 2
+        if step == 0 and not config.keep_colour:
+            cast = colour_cast(change)
+            x, change = x + cast, change - cast
+        x = x + interpolated(believed(change), shrink, size)
     for step in range(config.passes):
         x = coarse_colour(x, config.colour_cell)
         state = x + grains if step == config.passes - 1 else x
@@ -108,6 +105,14 @@ def believed(change: Tensor) -> Tensor:
     return change * (energy / (energy + DOUBT**2))
 
 
-def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
-    """Calls of the network for an image, besides those for small copies of a larger one: a third at most."""
-    return config.passes
+def shrinks(size: tuple[int, int], side: int) -> Iterator[int]:
+    """By what an image, (H, W), is shrunk to copies; the shorter side of the first is about `side`."""
+    shrink = round(min(size) / side)
+    while shrink > 1:
+        yield shrink
+        shrink //= 2
+
+
+def evaluations(config: MethodConfig, schedule: NoiseSchedule, size: tuple[int, int]) -> float:
+    """Calls of the network for an image, and the small copies by their pixels; for a network of any size."""
+    return config.passes + sum(1 / shrink**2 for shrink in shrinks(size, THUMBNAIL))

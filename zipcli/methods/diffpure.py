@@ -91,7 +91,7 @@ def purify_transformed(
     )
 
 
-def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
+def evaluations(config: MethodConfig, schedule: NoiseSchedule, size: tuple[int, int]) -> int:
     """Calls of the network for an image.
 
     Raises:

@@ -92,7 +92,7 @@ def restore(
     return state
 
 
-def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
+def evaluations(config: MethodConfig, schedule: NoiseSchedule, size: tuple[int, int]) -> int:
     """Calls of the network for an image.
 
     Raises:

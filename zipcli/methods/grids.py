@@ -40,7 +40,7 @@ def chain(config: MethodConfig, alpha_bars: list[float]) -> list[int]:
     return [CLEAN if position == CLEAN else rising[position] for position in walk]
 
 
-def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
+def evaluations(config: MethodConfig, schedule: NoiseSchedule, size: tuple[int, int]) -> int:
     """Calls of the network for an image: as many as there are steps that do not go back.
 
     Raises:

@@ -88,7 +88,7 @@ def purify(
     return treated(x_bar, noise_levels(change, config.t2), stages[1])
 
 
-def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
+def evaluations(config: MethodConfig, schedule: NoiseSchedule, size: tuple[int, int]) -> int:
     """Calls of the network for an image.
 
     Raises:

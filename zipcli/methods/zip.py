@@ -56,15 +56,15 @@ def purify(
     return restore(x, eps_model, operators, config, noise=noise, covered=_everything, correction=missing)
 
 
-def evaluations(config: MethodConfig, schedule: NoiseSchedule) -> int:
+def evaluations(config: MethodConfig, schedule: NoiseSchedule, size: tuple[int, int]) -> int:
     """Calls of the network for an image.
 
     Raises:
         ConfigError: The chain does not fit the model.
     """
     if config.sampler == "ddim":
-        return grids.evaluations(config, schedule)
-    return few.evaluations(config, schedule)
+        return grids.evaluations(config, schedule, size)
+    return few.evaluations(config, schedule, size)
 
 
 def _everything(noise: Tensor) -> Tensor:

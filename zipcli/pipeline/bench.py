@@ -247,7 +247,7 @@ class Bench:
         """
         import_diffusers()
         timesteps = self._plain.schedule.timesteps
-        check(self._evaluations() <= timesteps, f"--peers: diffusers takes {timesteps} steps at most")
+        check(self._evaluations(1) <= timesteps, f"--peers: diffusers takes {timesteps} steps at most")
         for size in sizes:
             check(
                 size <= self._side and self._plain.native_side in (None, size),
@@ -321,7 +321,7 @@ class Bench:
             ConfigError: Diffusers is missing.
         """
         purifier = self._purifier(batch_size, Stopwatch(), check_stop)
-        batch, evaluations = purifier.batch_size((size, size)), self._evaluations()
+        batch, evaluations = purifier.batch_size((size, size)), round(self._evaluations(size))
         peer = DiffusersDDIM(self.config, self.device, self.dtype, size)
         some = [picture(size, n) for n in range(batch)]
         turns: tuple[tuple[Callable[[], object], list[float]], ...] = (
@@ -383,7 +383,7 @@ class Bench:
         busy = {name: watch.seconds[name] for name in ("decode", "network", "encode")}
         busy["maths"] = max(0.0, watch.seconds["purify"] - busy["network"])
         total = sum(busy.values())
-        evaluations = float(self._evaluations())
+        evaluations = self._evaluations(size)
         gflop = self._gflop.get(size)
         network = gflop * evaluations / alone if gflop else None
         whole = gflop * evaluations * count / passed if gflop else None
@@ -403,11 +403,11 @@ class Bench:
             peak_mb=self._peak_memory(),
         )
 
-    def _evaluations(self) -> int:
-        """Calls of the network for an image that is one window."""
+    def _evaluations(self, size: int) -> float:
+        """Calls of the network for an image of a side, as if it were one window."""
         if self._loaded is None:
-            return 0
-        return EVALUATIONS[self.config.method](self.config, self._loaded.model.schedule)
+            return 0.0
+        return float(EVALUATIONS[self.config.method](self.config, self._loaded.model.schedule, (size, size)))
 
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":

@@ -58,6 +58,9 @@ ASK_PIXELS = 2**22
 MODELLESS_PIXELS = 16 * 512 * 512
 """Pixels of a batch of a method without a diffusion model, 16 images at most."""
 
+ANY_SIZE = (1, 1)
+"""Of an image, where what is asked does not depend on it."""
+
 CROP_SIDE = 256
 """Side that larger images are resized or cropped to, for a model that takes any size."""
 
@@ -221,7 +224,7 @@ class Purifier:
             config.tile is None or native_side in (None, config.tile),
             f"tile: model {config.model} takes {native_side} pixels only; leave out --tile",
         )
-        EVALUATIONS[config.method](config, schedule)
+        EVALUATIONS[config.method](config, schedule, ANY_SIZE)  # refuses what does not fit
         side = native_side or config.tile or (DEFAULT_WINDOW if config.fit == "tile" else CROP_SIDE)
         check(
             config.overlap is None or config.overlap <= side // 2,

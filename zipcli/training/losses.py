@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from zipcli.config import BLIND_SIGMA, MOST_COLOUR_WAVES, NoiseLevelConfig
-from zipcli.projection import coarse_colour, colour_waves, painted, removed
+from zipcli.config import BLIND_SIGMA, NoiseLevelConfig
+from zipcli.projection import coarse_colour, colour_cast, removed
 from zipcli.protocols import EpsModel, LinearOperator
 from zipcli.schedule import alpha_bars, sigmas
 from zipcli.training.corruption import corrupted
@@ -85,9 +85,9 @@ class BlindStates:
     """A loss that meets, in a part of each batch, images with something in them that does not belong there.
 
     A network that has seen such states takes out of an image what is no part of a photograph, which the
-    method blind asks of it. They have one noise level in name, `BLIND_SIGMA`. Most of them have lost the
-    longest waves of their colours and what these have finer than a few pixels, which it has to guess; half
-    have white noise on top, of any strength up to `MOST_NOISE` and mostly faint, which it has to tell, too.
+    method blind asks of it. They have one noise level in name, `BLIND_SIGMA`. Half of them have lost their
+    mean colour, and most what their colours have finer than a few pixels, which it has to guess; half have
+    white noise on top, of any strength up to `MOST_NOISE` and mostly faint, and it has to tell that, too.
     """
 
     def __init__(
@@ -102,23 +102,15 @@ class BlindStates:
         clean = x_0[first:]
         x = corrupted(clean, generator)
         drawn = torch.rand(len(clean), 4, generator=generator, device=x.device)
-        waves = colour_waves(x, MOST_COLOUR_WAVES)
-        order = torch.arange(MOST_COLOUR_WAVES, device=x.device)
-        longest = torch.maximum(order[:, None], order)[: waves.shape[2], : waves.shape[3]]
-        count = torch.stack([drawn[:, 2] > share for share in FEWER_WAVES]).sum(0)
-        forgotten = waves * (longest < count[:, None, None, None])
-        x = x - painted(forgotten, (x.shape[-2], x.shape[-1]))
         cell = drawn[:, 3, None, None, None]
-        x = torch.where(cell < 0.4, coarse_colour(x, 8), torch.where(cell < 0.8, coarse_colour(x, 4), x))
+        x = torch.where(cell < 0.4, coarse_colour(x, 4), torch.where(cell < 0.7, coarse_colour(x, 8), x))
+        x = x - torch.where(drawn[:, 2, None, None, None] < 0.5, colour_cast(x), 0.0)
         strength = torch.where(drawn[:, 0] < 0.5, MOST_NOISE * drawn[:, 1].square(), 0.0)
         x = x + strength[:, None, None, None] * noise[first:]
         noise = torch.cat([noise[:first], (x - clean) / BLIND_SIGMA])
         sigma = torch.cat([sigma[:first], sigma.new_full((len(x),), BLIND_SIGMA)])
         return self.loss(x_0, sigma, noise, generator)
 
-
-FEWER_WAVES = (0.25, 0.45, 0.75)
-"""Shares of the blind states that lose none of the longest waves of their colours, at most one, and two."""
 
 MOST_NOISE = 0.3
 """Standard deviation of the strongest white noise on a blind state."""
