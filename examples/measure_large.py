@@ -2,9 +2,9 @@
 
     python examples/measure_large.py                          # 16 photographs of 256 pixels
     python examples/measure_large.py --side 128 --photos 40
-    python examples/measure_large.py --doubts 0.1,0.2,inf    # how large a change of a small copy is believed
+    python examples/measure_large.py --doubts 0.1,0.2,inf    # changes that are half believed
 
-Rows are settings of the method blind: by default, and with small copies that decide the tint alone. For
+Rows are settings of `--doubt`: the default, and inf, with which small copies decide the tint alone. For
 each the PSNR of purified photographs without a trigger, that of their brightness alone, and how much of
 the contrast of each trigger is left after purification, in % (less than 0: its place became brighter
 where the trigger was dark). The photographs are those that no network was trained on. It reads
@@ -19,9 +19,8 @@ from measure_prior import HELD_OUT, data_folder, pictures
 from PIL import Image
 
 from zipcli import Purifier
-from zipcli.config import purify_config
+from zipcli.config import PurifyConfig, purify_config
 from zipcli.images.write import psnr
-from zipcli.methods import blind
 
 Pixels = np.ndarray
 """uint8, (H, W, 3)."""
@@ -71,14 +70,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--photos", type=int, default=16)
     parser.add_argument("--side", type=int, default=256)
-    parser.add_argument("--doubts", help=f"for DOUBT, such as 0.1,inf; without it {blind.DOUBT} and inf")
+    parser.add_argument("--doubts", default=f"{PurifyConfig.doubt},inf", help="settings of doubt")
     options = parser.parse_args()
     found = pictures(data_folder() / "photos-256.zip", HELD_OUT, options.photos)
     clean = [resized(image, options.side) for _, image in found]
     print(f"{'':22}{'PSNR':>7}{'grey':>7}" + "".join(f"{name:>10}" for name in TRIGGERS))
-    for doubt in map(float, (options.doubts or f"{blind.DOUBT},inf").split(",")):
-        blind.DOUBT = doubt
-        purifier = Purifier.from_config(purify_config(method="blind"))
+    for doubt in map(float, options.doubts.split(",")):
+        purifier = Purifier.from_config(purify_config(method="blind", doubt=doubt))
         after = purifier.purify_pixels(clean)
         quality = [mean_psnr(clean, after), mean_psnr(grey(clean), grey(after))]
         left = []
@@ -87,7 +85,7 @@ def main() -> None:
             change = np.stack(poisoned) - np.stack(clean).astype(float)
             kept = np.stack(purifier.purify_pixels(poisoned)) - np.stack(after).astype(float)
             left.append(100 * (kept * change).sum() / np.square(change).sum())
-        name = "only for the tint" if doubt == float("inf") else f"doubt {doubt:g}"
+        name = f"doubt {doubt:g}"
         print(
             f"{name:22}" + "".join(f"{p:7.2f}" for p in quality) + "".join(f"{x:10.0f}" for x in left),
             flush=True,

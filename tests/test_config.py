@@ -55,6 +55,8 @@ def make(text: str) -> object:
         ({"passes": 11}, "passes"),
         ({"colour_cell": 0}, "colour cell"),
         ({"colour_cell": 65}, "colour cell"),
+        ({"doubt": 0}, "doubt"),
+        ({"doubt": float("nan")}, "doubt"),
         ({"stepz": 20}, "'steps'"),
     ],
     ids=str,
@@ -73,6 +75,7 @@ def test_a_wrong_value_is_refused_by_name(wrong: dict[str, Any], named: str) -> 
         {"lambda_": 0.0},
         {"lambda_": math.inf},
         {"lambda_": 0.5},
+        {"doubt": math.inf},
         {"eta": 0.0},
         {"eta": 1.0},
         {"grid": "full"},
@@ -87,6 +90,7 @@ def test_a_wrong_value_is_refused_by_name(wrong: dict[str, Any], named: str) -> 
 def test_the_edges_of_the_ranges_are_allowed(edge: dict[str, Any]) -> None:
     config = purify_config(**edge)
     assert {name: getattr(config, name) for name in edge} == edge
+    json.dumps(config.pixel_settings(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,7 @@ def test_what_the_sampler_would_ignore_is_refused(given: dict[str, Any], words: 
         ({"sigma": 0.1, "tile": 64}, "blind"),
         ({"passes": 1}, "blind"),
         ({"colour_cell": 8, "keep_colour": True}, "blind"),
+        ({"doubt": 0.5}, "blind"),
         ({"transforms": "blur"}, "nullspace"),
         ({"steps": 3}, "nullspace"),
         ({"eta": 1.0}, "nullspace"),

@@ -98,9 +98,10 @@ def test_the_network_is_asked_as_often_as_foretold(settings: dict[str, Any]) -> 
     assert EVALUATIONS[config.method](config, LINEAR, (x.shape[-2], x.shape[-1])) == len(eps.timesteps)
 
 
+@pytest.mark.parametrize("doubt", [0.2, math.inf])
 @pytest.mark.parametrize("size", [(32, 90), (64, 64), (224, 256), (161, 160)])
-def test_small_copies_are_counted_by_their_pixels(size: tuple[int, int]) -> None:
-    config, eps = purify_config(method="blind", passes=2), CountingEps()
+def test_small_copies_are_counted_by_their_pixels(size: tuple[int, int], doubt: float) -> None:
+    config, eps = purify_config(method="blind", passes=2, doubt=doubt), CountingEps()
     purified(config, eps, images(1, *size), [1])
     foretold = EVALUATIONS["blind"](config, LINEAR, size)
     assert eps.pixels / math.prod(size) == pytest.approx(foretold, rel=0.01)

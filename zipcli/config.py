@@ -56,7 +56,7 @@ _NETWORK = _PIXELS | {"model", "dtype", "compile", "fit", "tile", "overlap", "se
 _CHAIN = _NETWORK | {"transforms", "sampler", "steps", "eta", "lambda_"}
 _DIFFPURE = _NETWORK | {"sampler", "t_star"}
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
-    "blind": _NETWORK | {"sigma", "passes", "colour_cell", "keep_colour"},
+    "blind": _NETWORK | {"sigma", "passes", "colour_cell", "keep_colour", "doubt"},
     "zip": _CHAIN | _PUBLISHED,
     "nullspace": _CHAIN,
     "ddnm": _NETWORK
@@ -309,6 +309,7 @@ class MethodConfig:
         passes: Of blind, how often the prior goes over the image.
         colour_cell: Of blind, side in pixels of the squares whose mean colour is kept; 1 keeps every colour.
         keep_colour: Of blind, trust the mean colour of the image.
+        doubt: Of blind: change of a small copy by the network, in [-1, 1], half of which is believed.
         masks: Of sancdifi: random masks for an image, each a query to the classifier.
         saliency_threshold: Of sancdifi: share of the pixels that are kept, the least salient ones.
     """
@@ -332,6 +333,7 @@ class MethodConfig:
     passes: int = 1
     colour_cell: int = 4
     keep_colour: bool = False
+    doubt: float = 0.2
     masks: int = 2000
     saliency_threshold: float = 0.95
 
@@ -361,6 +363,7 @@ class MethodConfig:
         check(0 <= self.sigma <= 1, f"sigma: {self.sigma} is not from 0 to 1")
         check(1 <= self.passes <= 10, f"passes: {self.passes} is not from 1 to 10")
         check(1 <= self.colour_cell <= 64, f"colour cell: {self.colour_cell} is not from 1 to 64")
+        check(self.doubt > 0, f"doubt: {self.doubt} is not a number above 0")
         check(1 <= self.masks <= 1_000_000, f"masks: {self.masks} is not between 1 and 1,000,000")
         check(
             0 <= self.saliency_threshold < 1,
@@ -603,8 +606,9 @@ class PurifyConfig(MethodConfig):
         settings = {name: value for name, value in asdict(self).items() if name in used}
         if settings.get("grid") == "full":
             settings["steps"] = 1000  # whatever was said, all of them are visited
-        if math.isinf(self.lambda_) and "lambda_" in settings:
-            settings["lambda_"] = "inf"  # JSON has no infinity
+        for name in {"lambda_", "doubt"} & settings.keys():
+            if math.isinf(settings[name]):
+                settings[name] = "inf"  # JSON has no infinity
         if self.classifier is not None:
             settings["classifier"] = self.classifier.settings()
         return {"method": self.method, **settings}

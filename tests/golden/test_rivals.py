@@ -5,6 +5,7 @@ compared in float64 alone.
 """
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -46,23 +47,29 @@ def compare(
 
 
 @pytest.mark.parametrize("size", [(6, 5), (47, 50), (48, 60), (81, 70)])
-@pytest.mark.parametrize("keep_colour", [False, True])
+@pytest.mark.parametrize(("keep_colour", "doubt"), [(False, 0.2), (True, 0.1), (False, inf), (True, inf)])
 @pytest.mark.parametrize(
     ("sigma", "passes", "cell"), [(0.0, 1, 1), (0.075, 1, 4), (0.075, 2, 4), (0.5, 3, 7)]
 )
 def test_blind_equals_its_equations(
-    sigma: float, passes: int, cell: int, keep_colour: bool, size: tuple[int, int]
+    sigma: float, passes: int, cell: int, keep_colour: bool, doubt: float, size: tuple[int, int]
 ) -> None:
     def slow(x: paper.Array, z: Sequence[paper.Array]) -> paper.Array:
-        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5, passes, cell, keep_colour)
+        return paper.blind(x, EPS.numpy, z[0], LINEAR, sigma, 0.5, passes, cell, keep_colour, doubt)
 
-    settings = {"sigma": sigma, "passes": passes, "colour_cell": cell, "keep_colour": keep_colour}
+    settings = {
+        "sigma": sigma,
+        "passes": passes,
+        "colour_cell": cell,
+        "keep_colour": keep_colour,
+        "doubt": doubt,
+    }
     compare({"method": "blind"} | settings, slow, 1, size=size)
 
 
 def test_blind_looks_at_a_large_image_in_copies_of_two_sizes() -> None:
     def slow(x: paper.Array, z: Sequence[paper.Array]) -> paper.Array:
-        return paper.blind(x, EPS.numpy, z[0], LINEAR, 0.05, 0.5, 1, 4, False)
+        return paper.blind(x, EPS.numpy, z[0], LINEAR, 0.05, 0.5, 1, 4, False, 0.2)
 
     compare({"method": "blind", "sigma": 0.05}, slow, 1, size=(130, 113))
 
@@ -71,7 +78,7 @@ def test_blind_leaves_an_image_without_colour_so() -> None:
     x, draws = images_and_noise(1, 9, 7)
     x[0] = x[0, :1]
     expected = [
-        paper.blind(x[k], EPS.numpy, draws[0, k], LINEAR, 0.05, 0.5, 1, 4, False) for k in range(len(x))
+        paper.blind(x[k], EPS.numpy, draws[0, k], LINEAR, 0.05, 0.5, 1, 4, False, 0.2) for k in range(len(x))
     ]
     out = run(x, purify_config(method="blind", sigma=0.05), draws, torch.float64)
     assert_close(out, np.stack(expected), FLOAT64)

@@ -287,6 +287,7 @@ def blind(
     passes: int,
     cell: int,
     keep_colour: bool,
+    doubt: float,
 ) -> Array:
     """The estimate of the clean image (Ho et al. 2020, eq. 15), the network being told the noise `told`.
 
@@ -338,7 +339,7 @@ def blind(
         change = estimate(small) - small
         if shrink == coarsest and not keep_colour:
             x, change = x + cast(change), change - cast(change)
-        x = x + bilinear(with_doubt(change, 0.2), shrink, H, W)
+        x = x + bilinear(with_doubt(change, doubt), shrink, H, W)
         shrink //= 2
     for k in range(1, passes + 1):
         x = coarse(x)

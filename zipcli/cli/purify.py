@@ -265,6 +265,15 @@ FOLDER_OPTIONS = [field.name for field in fields(FolderConfig)]
     "since a tint of the whole image may be a trigger.",
 )
 @click.option(
+    "--doubt",
+    type=float,
+    default=PurifyConfig.doubt,
+    show_default=True,
+    help="blind: images from 48 pixels are looked at in small copies first, and half of a change by so much "
+    "(of [-1, 1]) is believed there. More spares what stands alone, such as a bird in the sky, and large "
+    "triggers; inf believes nothing.",
+)
+@click.option(
     "--model",
     "-m",
     default=PurifyConfig.model,

@@ -17,7 +17,7 @@ like a plain wall. So a large image is first looked at in small copies, from the
 network changes there by more than it errs is changed in the image. Ours.
 """
 
-from collections.abc import Iterator
+import math
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +32,6 @@ from zipcli.schedule import timestep_at
 THUMBNAIL = 32
 """About the shorter side, in pixels, of the smallest copy of a larger image: what is in it must be seen at
 once, which a network for small images cannot. A network of one size is shown that size."""
-
-DOUBT = 0.2
-"""Change of a small copy by the network, in [-1, 1], half of which is believed. Where it is less, photographs
-without a trigger are harmed more (`examples/measure_large.py`)."""
 
 HALF_A_LEVEL = 1 / 255
 """Of 256, in [-1, 1]."""
@@ -57,7 +53,8 @@ def purify(
         eps_model: A prior that was trained on blind states; it is told that their noise is `BLIND_SIGMA`.
         operators: Not used.
         config: passes, how often the prior is asked; sigma, the noise to put on the image before the last
-            pass; colour_cell and keep_colour, what is forgotten of the colours.
+            pass; colour_cell and keep_colour, what is forgotten of the colours; doubt, of what happens to
+            small copies.
         noise: One draw, also where sigma is 0.
 
     Returns:
@@ -78,13 +75,13 @@ def purify(
         x = x - colour_cast(x)
     x = coarse_colour(x, config.colour_cell)
     size = (x.shape[-2], x.shape[-1])
-    for step, shrink in enumerate(shrinks(size, eps_model.native_side or THUMBNAIL)):
+    for step, shrink in enumerate(shrinks(size, eps_model.native_side or THUMBNAIL, config)):
         small = block_means(x, shrink)
         change = denoise(eps_model, small, BLIND_SIGMA, timestep)[0] - small
         if step == 0 and not config.keep_colour:
             cast = colour_cast(change)
             x, change = x + cast, change - cast
-        x = x + interpolated(believed(change), shrink, size)
+        x = x + interpolated(believed(change, config.doubt), shrink, size)
     for step in range(config.passes):
         x = coarse_colour(x, config.colour_cell)
         state = x + grains if step == config.passes - 1 else x
@@ -94,25 +91,29 @@ def purify(
     return torch.where(without_colour, x.mean(1, keepdim=True), x)
 
 
-def believed(change: Tensor) -> Tensor:
-    """Of a change to an image, (N, C, H, W), what it is sure of.
+def believed(change: Tensor, doubt: float) -> Tensor:
+    """Of a change to an image, (N, C, H, W), what is beyond doubt.
 
-    A Wiener filter: each pixel times e / (e + DOUBT^2), e the mean square of the change in the 3x3
-    pixels around it.
+    A Wiener filter: each pixel times e / (e + doubt^2), e the mean square of the change in the 3x3 pixels
+    around it.
     """
     energy = change.square().mean(1, keepdim=True)
     energy = F.avg_pool2d(F.pad(energy, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return change * (energy / (energy + DOUBT**2))
+    return change * (energy / (energy + doubt**2))
 
 
-def shrinks(size: tuple[int, int], side: int) -> Iterator[int]:
+def shrinks(size: tuple[int, int], side: int, config: MethodConfig) -> list[int]:
     """By what an image, (H, W), is shrunk to copies; the shorter side of the first is about `side`."""
+    found = []
     shrink = round(min(size) / side)
     while shrink > 1:
-        yield shrink
+        found.append(shrink)
         shrink //= 2
+    if math.isinf(config.doubt):  # none is believed, but the first decides the mean colour
+        return [] if config.keep_colour else found[:1]
+    return found
 
 
 def evaluations(config: MethodConfig, schedule: NoiseSchedule, size: tuple[int, int]) -> float:
     """Calls of the network for an image, and the small copies by their pixels; for a network of any size."""
-    return config.passes + sum(1 / shrink**2 for shrink in shrinks(size, THUMBNAIL))
+    return config.passes + sum(1 / shrink**2 for shrink in shrinks(size, THUMBNAIL, config))
