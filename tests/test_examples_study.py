@@ -194,3 +194,13 @@ def test_small_copies_take_large_triggers_out_of_large_photographs() -> None:
     assert [row.split("  ")[0] for row in rows] == ["doubt 0.2", "doubt inf"]
     taken, left = (float(row.split()[yellow]) for row in rows)
     assert abs(taken) < 30 < left - 20
+
+
+def test_victims_are_shown_images_through_a_lens(work: Path) -> None:
+    few = ("--attacks", "badnets,blended", "--images", "10", "--enlarge", "2", "--doubts", "inf")
+    title, *rows = script("measure_large.py", "--victims", work, *few).splitlines()
+    assert title.split() == ["badnets", "blended"]
+    assert [row[:22].strip() for row in rows] == ["not purified", "doubt inf"]
+    cells = [[float(cell) for cell in row[22:].replace("/", " ").split()] for row in rows]
+    assert all(len(row) == 6 and all(0 <= cell <= 100 for cell in row) for row in cells)
+    assert cells[0] != cells[1]
