@@ -73,9 +73,11 @@ def purify(
     without_colour = (x - x.mean(1, keepdim=True)).abs().amax((1, 2, 3), keepdim=True) < HALF_A_LEVEL
     if not config.keep_colour:
         x = x - colour_cast(x)
-    x = coarse_colour(x, config.colour_cell)
     size = (x.shape[-2], x.shape[-1])
-    for step, shrink in enumerate(shrinks(size, eps_model.native_side or THUMBNAIL, config)):
+    copies = shrinks(size, eps_model.native_side or THUMBNAIL, config)
+    if copies:
+        x = coarse_colour(x, config.colour_cell)
+    for step, shrink in enumerate(copies):
         small = block_means(x, shrink)
         change = denoise(eps_model, small, BLIND_SIGMA, timestep)[0] - small
         if step == 0 and not config.keep_colour:
