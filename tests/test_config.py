@@ -225,8 +225,11 @@ def test_the_first_method_is_chosen_that_uses_all_that_was_said(given: dict[str,
 def test_what_no_method_uses_together_is_refused(given: dict[str, Any]) -> None:
     others = {"transforms": "blur:4", "sampler": "multistep", "lambda_": 10.0, "grid": "official"}
     for name, value in others.items():
-        with pytest.raises(ConfigError, match=f"{name.rstrip('_')}: method blind does not use it"):
+        words = f"{name.rstrip('_')}: method blind does not use it; that method is meant by {min(given)}; "
+        with pytest.raises(ConfigError, match=words):
             purify_config(**given, **{name: value})
+        with pytest.raises(ConfigError, match="blind does not use it; leave it out"):
+            purify_config(method="blind", **given, **{name: value})
     assert purify_config(**given).method == "blind"
 
 

@@ -660,8 +660,10 @@ def _refuse_variant_of_another(given: dict[str, Any], variant: str) -> None:
 
 def _refuse_unused(given: dict[str, Any]) -> None:
     """Refuse a setting that the chosen method or sampler would ignore, also where it has its default."""
+    implied_by = ""
     if given.get("method", "auto") == "auto" and given.keys() & METHOD_SETTINGS["blind"] - _NETWORK:
         given["method"] = "blind"
+        implied_by = min(given.keys() & METHOD_SETTINGS["blind"] - _NETWORK)
     method, sampler = given.get("method", "auto"), given.get("sampler", "auto")
     check_choice("method", method, ("auto", *METHOD_SETTINGS))
     check_choice("sampler", sampler, ("auto", *SAMPLER_SETTINGS))
@@ -670,6 +672,8 @@ def _refuse_unused(given: dict[str, Any]) -> None:
     for name in given.keys() - used - {"method"}:
         users = [user for user, used in METHOD_SETTINGS.items() if name in used]
         what = f"say --method {' or '.join(users)}" if method == "auto" else "leave it out"
+        if implied_by:
+            what = f"that method is meant by {implied_by}; leave out one of the two"
         raise ConfigError(f"{name.rstrip('_')}: method {method} does not use it; {what}")
     if method == "auto" and not any(sampler in ("auto", *METHOD_SAMPLERS[name]) for name in CANDIDATES):
         users = [user for user, samplers in METHOD_SAMPLERS.items() if sampler in samplers]
