@@ -1,5 +1,6 @@
 """Model files: real ones of three kinds, sidecars, and files that are refused without being run."""
 
+import hashlib
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zipcli.classifiers import open_classifier
+from zipcli.classifiers import identity, open_classifier
 from zipcli.config import ClassifierConfig
 from zipcli.errors import ClassifierError, ConfigError, ExitCode
 
@@ -574,6 +575,26 @@ def test_the_input_size_of_a_sidecar_is_used(tmp_path: Path) -> None:
         assert len(classifier(plain(*LABELS)).labels) == 5
     with opened(file, input_size=9) as classifier, pytest.raises(ClassifierError, match="images of 9 x 9"):
         classifier(plain(0))
+
+
+def test_a_model_file_is_known_by_its_content_and_its_sidecar(tmp_path: Path) -> None:
+    def facts(file: Path, **said: Any) -> dict[str, Any]:
+        return identity(ClassifierConfig(classifier=str(file), **said))
+
+    file, other, missing = tmp_path / "m.pt", tmp_path / "other.pt", tmp_path / "missing.pt"
+    file.write_bytes(b"weights")
+    other.write_bytes(b"weights")
+    plain = facts(file)
+    assert plain == facts(other) == {"sha256": hashlib.sha256(b"weights").hexdigest()}
+    sidecar(file, {"input_size": 8})
+    assert facts(file) == {**plain, "input_size": 8} == facts(other, input_size=8)
+    assert facts(file, input_size=9) == {**plain, "input_size": 9}
+    other.write_bytes(b"others")
+    assert facts(other) != plain
+    assert facts(missing) == {"classifier": str(missing)}
+    sidecar(file, "{")
+    with pytest.raises(ConfigError, match=r"m\.pt\.json: is not JSON"):
+        facts(file)
 
 
 @pytest.mark.parametrize(

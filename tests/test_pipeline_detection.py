@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,9 @@ def test_what_decides_the_judgement_is_in_the_fingerprint(clean: Path, model: Pa
 
     classifier = ClassifierConfig(classifier=str(model))
     plain = parts(classifier=classifier)
-    assert plain == {"detector_classifier": {"classifier": str(model)}}
+    assert plain == {"detector_classifier": {"sha256": sha256(model.read_bytes()).hexdigest()}}
+    service = ClassifierConfig(classifier="http://127.0.0.1:9/")
+    assert parts(classifier=service) == {"detector_classifier": {"classifier": "http://127.0.0.1:9/"}}
     assert parts(classifier=ClassifierConfig(classifier=str(model), batch_size=7)) == plain
     assert parts(classifier=ClassifierConfig(classifier=str(model), input_size=9)) != plain
     assert parts(classifier=classifier, threshold=0.7)["detector_threshold"] == 0.7

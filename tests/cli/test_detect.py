@@ -5,6 +5,8 @@ import shlex
 import signal
 import sys
 import warnings
+import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -301,7 +303,25 @@ def test_purify_asks_a_classifier_and_writes_what_passes_in_the_wanted_format(
     }
     assert np.array_equal(pixels(here / "in" / "photo.jpg"), pixels(here / "out" / "photo.png"))
     assert found["dim.png"]["score"] == 0.2
-    assert json_lines(result.stdout)[0]["settings"]["detector_classifier"] == {"classifier": str(model)}
+    digest = sha256(model.read_bytes()).hexdigest()
+    assert json_lines(result.stdout)[0]["settings"]["detector_classifier"] == {"sha256": digest}
+
+
+def test_another_file_under_the_name_of_the_classifier_is_another_setting(here: Path, model: Path) -> None:
+    flat(here / "in", dim=40)
+    words = ("purify", "in", "out", *BLUR, "--detector", "scaleup", "--classifier", model, "--json")
+    assert invoke(*words).exit_code == 0
+    moved = model.with_name("moved.pt")
+    model.rename(moved)
+    again = invoke(*words[:-2], moved, "--json")
+    assert {line["state"] for line in images(again.stdout).values()} == {"skipped"}
+    with zipfile.ZipFile(moved) as old, zipfile.ZipFile(model, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.comment = b"another"
+    refused = invoke(*words)
+    assert refused.exit_code == 2
+    assert "detector_classifier" in refused.stderr
 
 
 def test_a_classifier_that_fails_ends_purify_and_nothing_passes(here: Path) -> None:

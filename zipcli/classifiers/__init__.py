@@ -1,8 +1,12 @@
 """The black box seen from outside: a file, an HTTP service, a command."""
 
+import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
+from zipcli.classifiers.sidecar import with_sidecar
 from zipcli.config import ClassifierConfig
 from zipcli.protocols import Classifier
 
@@ -37,3 +41,22 @@ def open_classifier(
 
         with open_command(config, check_stop) as classifier:
             yield classifier
+
+
+def identity(config: ClassifierConfig) -> dict[str, Any]:
+    """What decides the answers of a classifier, ready for JSON.
+
+    A model file counts by its content and by what its sidecar says, not by its name. A service or program
+    is known by its name alone: nobody can see from outside whether another one stands behind it today.
+
+    Raises:
+        ConfigError: The sidecar is wrong.
+    """
+    if config.kind != "file":
+        return config.settings()
+    file = Path(config.classifier)
+    settings = with_sidecar(config, file).settings()
+    with suppress(OSError), file.open("rb") as f:  # whoever opens it says what is wrong
+        settings["sha256"] = hashlib.file_digest(f, "sha256").hexdigest()
+        del settings["classifier"]
+    return settings

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zipcli.classifiers import open_classifier
+from zipcli.classifiers import identity, open_classifier
 from zipcli.config import DetectConfig, FolderConfig, Limits, check
 from zipcli.detectors import DETECTORS
 from zipcli.detectors.calibration import MOST
@@ -103,6 +103,7 @@ def open_detector(
         if config.detector in DIGESTS:
             named["detector_weights"] = DIGESTS[config.detector]
         if config.classifier is not None:
+            named["detector_classifier"] = identity(config.classifier)
             parts["classifier"] = classifier or stack.enter_context(
                 open_classifier(config.classifier, check_stop)
             )

@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from zipcli.classifiers import open_classifier
+from zipcli.classifiers import identity, open_classifier
 from zipcli.config import (
     AUTOENCODER,
     CANDIDATES,
@@ -37,7 +37,7 @@ from zipcli.images.load import from_pil, read_file
 from zipcli.methods import EVALUATIONS, METHODS
 from zipcli.models.catalog import known_architecture
 from zipcli.models.compiled import compiled
-from zipcli.models.hub import Listener, file_sha256
+from zipcli.models.hub import Listener
 from zipcli.models.loading import load_autoencoder, load_model
 from zipcli.models.mae import Restorer
 from zipcli.models.packed import for_inference, is_batch_invariant
@@ -101,10 +101,8 @@ class Purifier:
         self._queries = 0
         self._check_stop: Callable[[], None] = lambda: None
         self._in_float32: Purifier | None = None
-        if config.classifier is not None and config.classifier.kind == "file":
-            with contextlib.suppress(OSError):  # whoever opens it says what is wrong
-                content = file_sha256(Path(config.classifier.classifier))
-                settings["classifier"] = {**settings["classifier"], "classifier": content}
+        if config.classifier is not None:
+            settings["classifier"] = identity(config.classifier)
         if transforms:
             settings["transforms"] = [self._with_digests(text) for text in transforms]
         self.fingerprint_parts = settings
