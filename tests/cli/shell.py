@@ -19,7 +19,7 @@ from zipcli.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "zipcli")
-PATIENCE = 120
+PATIENCE = 600
 """Seconds after which a process counts as hung."""
 
 BLUR = ("--method", "blur", "--device", "cpu")

@@ -21,6 +21,10 @@ HELPS = [
     *(["models", name, "--help"] for name in MODELS),
 ]
 SECONDS = 0.3
+"""How long a command may take to explain itself."""
+
+PYTHONS = 20
+"""On a slower machine: as long as this many starts of Python with nothing to do."""
 
 
 def commands() -> list[click.Command]:
@@ -42,15 +46,23 @@ def options():
 @pytest.mark.timed
 @pytest.mark.parametrize("words", HELPS, ids=" ".join)
 def test_help_answers_in_a_third_of_a_second(words: list[str]) -> None:
-    took = []
-    for _ in range(5):  # the best of several: other programs may have the processor
-        began = time.monotonic()
-        done = subprocess.run([*COMMAND, *words], env=ENVIRONMENT, capture_output=True)
-        took.append(time.monotonic() - began)
+    took, bare = [], []
+    for _ in range(40):  # other programs may have the processor
+        bare.append(timed(sys.executable, "-c", "print()")[0])
+        seconds, done = timed(*COMMAND, *words)
+        took.append(seconds)
         assert done.returncode == 0
         assert done.stdout
         assert not done.stderr
-    assert min(took) <= SECONDS
+        if min(took) <= max(SECONDS, PYTHONS * min(bare)):
+            return
+    pytest.fail(f"it takes {min(took):.2f} seconds and more, and Python alone {min(bare):.3f}")
+
+
+def timed(*words: str) -> "tuple[float, subprocess.CompletedProcess[bytes]]":
+    began = time.monotonic()
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True)
+    return time.monotonic() - began, done
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ SECRETS = (TOKEN, STRANGER, "hf_aSecretThatIsWrong", "aPasswordOfTheProxy")
 HURRY = {"ZIPCLI_HUB_PATIENCE": "1"}
 """For a transfer that is to be given up; others have time on a busy machine."""
 
-BOUND = 8
+BOUND = 25
 """Seconds after which a command in a hurry must be over, on a busy machine."""
 
 QUICK = ("--device", "cpu", "--steps", "2", "--grid", "paper")
@@ -487,7 +487,7 @@ def test_offline_a_missing_model_is_named_at_once_with_what_to_do(site: Site, ho
     assert f"zipcli models pull {name}" in message
     assert str(site.cache) in message
     assert "offline" in message
-    assert done.seconds - start_of_a_process <= 2
+    assert done.seconds - start_of_a_process <= 10
     assert site.hub.requests == []
 
 
@@ -560,8 +560,8 @@ def test_a_slow_line_that_brings_a_megabyte_in_time_is_not_given_up(site: Site) 
     data = (ROOT / "zipcli" / "models" / CATALOG["builtin"].file).read_bytes()
     site.hub.push("o/ours", {"prior.safetensors": data})
     site.hub.fail("/cdn/*", rate=2_000_000)
-    done = site.well("models", "pull", "o/ours", **HURRY)
-    assert done.seconds > len(data) / 2_000_000
+    done = site.well("models", "pull", "o/ours", ZIPCLI_HUB_PATIENCE="3")
+    assert done.seconds > len(data) / 2_000_000 > 3
 
 
 @pytest.fixture(scope="module")
@@ -1324,7 +1324,7 @@ def test_a_header_that_lies_is_refused_at_once(here: Path, pipeline: Files, kind
     began = time.monotonic()
     message = local(here, pipeline | {WEIGHTS: HEADERS[kind]})
     assert "diffusion_pytorch_model.safetensors" in message
-    assert time.monotonic() - began <= 2
+    assert time.monotonic() - began <= 10
 
 
 def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -1412,7 +1412,7 @@ def test_an_absurd_configuration_is_refused_before_anything_is_built(
     message = local(here, pipeline | {CONFIG: json.dumps(config).encode()})
     assert "unet/config.json" in message
     assert len(message) < 1000
-    assert time.monotonic() - began <= 2
+    assert time.monotonic() - began <= 10
 
 
 def test_a_network_of_a_hundred_gigabytes_is_compared_with_its_file_before_it_takes_memory(
@@ -1428,7 +1428,7 @@ def test_a_network_of_a_hundred_gigabytes_is_compared_with_its_file_before_it_ta
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = local(here, pipeline | {CONFIG: json.dumps(config).encode()})
     assert "more" in message
-    assert time.monotonic() - began <= 5
+    assert time.monotonic() - began <= 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before <= 500_000  # kB
 
 
@@ -1652,7 +1652,7 @@ def test_two_pulls_at_once_fetch_one_file_once(site: Site) -> None:
     site.hub.fail("/cdn/*", rate=700_000)
     for done in site.at_once("models", "pull", "o/tiny"):
         assert done.code == 0, done.err
-        assert done.seconds <= 15
+        assert done.seconds <= 50  # nobody waited until the other was given up
     assert len(site.hub.asked("/cdn/", "GET")) == 1
     assert site.snapshot("o/tiny").read_bytes() == site.served("o/tiny")
     large = [p for p in site.cache.rglob("blobs/*") if p.stat().st_size > 100_000]

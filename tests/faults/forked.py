@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds after which a run counts as hung."""
 
 LAST_WORKER = 5.0
