@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from fakes import FakeEps, noise_per_image
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 if TYPE_CHECKING:  # most tests can do without
@@ -19,6 +20,11 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 # Images here are tiny: a second thread does no work, and waiting for it costs 7 ms per call on busy cores.
 torch.set_num_threads(1)
+
+
+# An example of milliseconds may take a second where other programs have the processor.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.shell import ENVIRONMENT
+from cli.shell import ENVIRONMENT, PATIENCE
 
 from zipcli.classifiers import open_classifier
 from zipcli.config import ClassifierConfig
@@ -103,6 +103,13 @@ def test_images_are_resized_where_a_size_is_given(word: str, tmp_path: Path) -> 
             assert tuple(classifier(images).labels) == expected
 
 
+@pytest.fixture
+def dying_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has closed its output ends soon after it, on a busy machine later."""
+    monkeypatch.setattr("zipcli.classifiers.command.LAST_WORDS_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("dying_takes_time")
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
@@ -248,11 +255,11 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
 def test_a_program_that_hangs_is_ended_with_its_children(word: str, watch: Watch, tmp_path: Path) -> None:
     began = time.monotonic()
     with (
-        pytest.raises(ClassifierError, match="no answer within 1 seconds"),
-        opened(f"{word}:{watch.program(tmp_path)}", timeout=1.0) as classifier,
+        pytest.raises(ClassifierError, match="no answer within 5 seconds"),
+        opened(f"{word}:{watch.program(tmp_path)}", timeout=5.0) as classifier,
     ):
         classifier(plain(0, 1))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     watch.wait_for_the_end()
 
 
@@ -276,13 +283,13 @@ def test_a_wait_stops_when_it_is_asked_to(watch: Watch, tmp_path: Path) -> None:
     began = time.monotonic()
 
     def check_stop() -> None:
-        if time.monotonic() > began + 0.5:
+        if watch.has_begun():
             raise StoppedError(ExitCode.INTERRUPTED)
 
     config = ClassifierConfig(classifier=f"cmd:{watch.program(tmp_path)}")
     with pytest.raises(StoppedError), open_classifier(config, check_stop) as classifier:
         classifier(plain(0))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     watch.wait_for_the_end()
 
 
@@ -311,9 +318,9 @@ def test_a_signal_leaves_no_process_and_no_file(
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(0.5)  # the guard hears of a program just after it has begun
+        time.sleep(2)  # the guard hears of a program just after it has begun
         process.send_signal(number)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=PATIENCE)
     assert ("StoppedError" in said) == (number != signal.SIGKILL)
     deadline = time.monotonic() + 10
     while list(temporary.iterdir()) and time.monotonic() < deadline:

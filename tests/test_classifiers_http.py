@@ -229,7 +229,7 @@ def test_a_slow_service_is_given_up(server: Server, path: str) -> None:
         pytest.raises(ClassifierError, match=r"no answer within 0\.5 seconds; raise --classifier-timeout"),
     ):
         classifier(plain(0))
-    assert 1 <= time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 25  # the service sleeps for half a minute
 
 
 def test_a_wait_stops_when_it_is_asked_to(server: Server) -> None:
@@ -242,7 +242,7 @@ def test_a_wait_stops_when_it_is_asked_to(server: Server) -> None:
     config = ClassifierConfig(classifier=f"http://127.0.0.1:{server.port}/hang")
     with open_classifier(config, check_stop) as classifier, pytest.raises(StoppedError):
         classifier(plain(0))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
 
 
 def test_nobody_listens(start: Callable[[], Server]) -> None:

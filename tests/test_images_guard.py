@@ -31,7 +31,7 @@ GOOD = noise_file("PNG")
 BOMB = scan_bomb()
 """Half a minute of decoding."""
 
-PATIENCE = 20
+PATIENCE = 120
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -288,7 +288,7 @@ def test_a_worker_that_hangs_is_ended(pool, mine) -> None:
 
 
 def test_the_time_of_one_image_does_not_count_for_the_next(pool, mine) -> None:
-    slow, limits = scan_bomb(scans=200), Limits(seconds=2)  # a quarter of a second, on a free core
+    slow, limits = scan_bomb(scans=40), Limits(seconds=2)  # a twentieth of a second, on a free core
     assert pool.decode(slow, "a", limits).pixels[0, 0] == 77
     (pid,) = mine()
     while processor_time(pid) <= limits.seconds + 1:  # for limits are of whole seconds
@@ -333,7 +333,10 @@ def test_a_bomb_is_refused_before_memory_is_taken(pool, name) -> None:
     "mode", ["RGB", "RGBA", "RGBA WebP", "CMYK", "I;16", "I", "F", "P", "LA", "LAB", "turned"]
 )
 def test_fifty_megapixels_of_any_mode_fit_into_the_default_memory(pool, mode) -> None:
-    assert pool.decode(fifty_megapixels(mode), "a").pixels.shape[:2] in ((5000, 10_000), (10_000, 5000))
+    assert pool.decode(fifty_megapixels(mode), "a", Limits(seconds=120)).pixels.shape[:2] in (
+        (5000, 10_000),
+        (10_000, 5000),
+    )
 
 
 def fifty_megapixels(mode: str) -> bytes:
@@ -517,7 +520,7 @@ def test_a_worker_does_not_outlive_us_even_at_work(good: Path, tmp_path: Path) -
         parent.kill()
         killed = time.monotonic()
         until(lambda: not stat(pid))
-        assert time.monotonic() - killed < 5  # of the half minute that it had before it
+        assert time.monotonic() - killed < 15  # of the half minute that it had before it
 
 
 def test_a_forked_process_has_workers_of_its_own(good: Path) -> None:
@@ -620,7 +623,7 @@ def test_a_worker_that_answers_before_it_is_asked_is_not_asked_again(mine) -> No
     with Pool(1, program=lean(f"{changed()}; say({FINE}, b'xy')")) as pool:
         assert pool.decode(b"data", "a").pixels.tolist() == [[97, 98]]
         first = mine()
-        time.sleep(0.3)
+        until(lambda: not (pool._idle and pool._idle[-1].is_silent))
         assert pool.decode(b"data", "b").pixels.tolist() == [[97, 98]]
         assert not mine() & first
 
@@ -641,7 +644,7 @@ def test_a_worker_that_drips_is_ended_when_its_time_is_over() -> None:
     with Pool(1, program=lean(slow)) as pool:
         began = time.monotonic()
         assert refusal(pool, b"data", Limits(seconds=1)) == Reason.DECODE_TIMEOUT
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 30  # three, on a free core
 
 
 def test_a_worker_that_does_not_read_is_ended_when_its_time_is_over() -> None:

@@ -218,16 +218,27 @@ def test_a_stop_leaves_complete_files_and_the_next_run_does_the_rest(tmp_path: P
         save(tmp_path / "in", f"{n:02}.png", level=10 * n)
     seen: list[Outcome] = []
 
+    calls = 0
+
     def stop() -> None:
         if len(seen) >= 3:
             raise StoppedError(ExitCode.INTERRUPTED)
+
+    def no_faster_than_the_writers(x: Tensor) -> Tensor:
+        """Five pairs of images, of five calls each, may be ahead of them."""
+        nonlocal calls
+        calls += 1
+        until = time.monotonic() + 60
+        while calls > 5 * 5 and len(seen) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        return torch.zeros(len(x), dtype=torch.bool)
 
     settings = {"batch_size": 2}
     with pytest.raises(StoppedError):
         run(
             tmp_path / "in",
             tmp_path / "out",
-            model=Calm(),
+            model=Calm(no_faster_than_the_writers),
             settings=settings,
             report=seen.append,
             check_stop=stop,

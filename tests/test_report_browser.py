@@ -26,6 +26,9 @@ from zipcli.config import ReportConfig
 from zipcli.pipeline.report import write_report
 from zipcli.report.page import Card, Report, anchor, build_page
 
+PATIENCE = 60_000
+"""Milliseconds in which a page does what it does at once on a free core."""
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
@@ -84,7 +87,8 @@ def open_page(browser: Browser, seen: Seen) -> Iterator[Open]:
         context = browser.new_context(**{"viewport": DESKTOP, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
         page.on("console", lambda message: seen.complaints.append(message.text))
         page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         page.on("request", lambda request: note_request(seen, request.url))
@@ -545,7 +549,9 @@ def test_the_policy_stops_what_a_name_might_start(page: Page, seen: Seen) -> Non
         "() => { const s = document.createElement('script'), i = document.createElement('img');"
         " s.append('document.title = 1'); i.src = 'http://127.0.0.1:9/x.png'; document.body.append(s, i) }"
     )
-    page.wait_for_timeout(100)
+    until = time.monotonic() + PATIENCE / 1000
+    while len(seen.complaints) < 2 and time.monotonic() < until:
+        page.wait_for_timeout(100)
     assert page.title() == "<b>clean</b>"
     assert len(seen.complaints) >= 2
     assert all(
@@ -608,7 +614,7 @@ def test_5000_images_open_at_once_and_only_those_in_sight_exist(large_page: Path
     page.wait_for_function(
         "() => { const i = document.querySelector('#grid img'); return i.complete && i.naturalWidth }"
     )
-    assert time.monotonic() - began < 15  # one or two on an idle core
+    assert time.monotonic() - began < 60  # one or two on an idle core
     assert nodes(page) < 900
     for share in (0.3, 0.7, 1):
         page.evaluate("(share) => window.scrollTo(0, share * document.body.scrollHeight)", share)
@@ -628,7 +634,7 @@ def test_5000_images_filter_and_sort_at_once(large_page: Path, open_page: Open) 
         " const t = document.querySelector('#text'); t.value = 'dog';"
         " t.dispatchEvent(new Event('input')); return performance.now() - began }"
     )
-    assert took < 3000  # a tenth of a second on an idle core
+    assert took < 10_000  # a tenth of a second on an idle core
     expect(page.locator("#count")).to_have_text("1,667 of 5,000 images")
     assert numbers_in_sight(page, "change") == sorted(numbers_in_sight(page, "change"), reverse=True)
     page.locator("#grid a").first.focus()

@@ -22,6 +22,14 @@ COMMAND = (sys.executable, "-m", "zipcli")
 PATIENCE = 600
 """Seconds after which a process counts as hung."""
 
+LOITERING = (
+    "from zipcli.cli import signals\n"
+    f"signals.StopSignals.__init__.__defaults__ = ({PATIENCE},)\n"
+    "from zipcli.cli.main import cli\n"
+    "cli(prog_name='zipcli')\n"
+)
+"""zipcli, but nothing ends it if it does not stop by itself: for tests of how it does, on a busy machine."""
+
 BLUR = ("--method", "blur", "--device", "cpu")
 """A method without a network: what happens around it is the same, in milliseconds."""
 
@@ -41,11 +49,16 @@ def invoke(*args: str | Path, input: bytes | None = None, env: Mapping[str, str]
 
 
 def start(
-    *args: str | Path, env: Mapping[str, str] = {}, before: Sequence[str] = (), **options: Any
+    *args: str | Path,
+    env: Mapping[str, str] = {},
+    before: Sequence[str] = (),
+    loitering: bool = False,
+    **options: Any,
 ) -> "subprocess.Popen[bytes]":
     """Start a command as a process of its own; `before` is a program that runs it."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen([*before, *COMMAND, *map(str, args)], env={**ENVIRONMENT, **env}, **options)
+    command = (sys.executable, "-c", LOITERING) if loitering else COMMAND
+    return subprocess.Popen([*before, *command, *map(str, args)], env={**ENVIRONMENT, **env}, **options)
 
 
 def run(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli.shell import everything, invoke, json_lines, originals, picture, pixels, run, start
+from cli.shell import PATIENCE, everything, invoke, json_lines, originals, picture, pixels, run, start
 from click.testing import Result
 
 from zipcli.attacks import ATTACKS
@@ -290,10 +290,10 @@ def test_a_foreign_trigger_is_refused(animals: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_nothing(here: Path, number: int, code: int) -> None:
     many(here)
-    process = start("attack", "in", "out", "--attack", "bpp", "--dither", cwd=here)
+    process = start("attack", "in", "out", "--attack", "bpp", "--dither", cwd=here, loitering=True)
     wait_for(here / ".out.unfinished" / "poisoned", process)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert sorted(p.name for p in here.iterdir()) == ["in"]
 
@@ -303,7 +303,7 @@ def test_a_kill_leaves_no_output_and_the_next_run_cleans_up(here: Path) -> None:
     process = start("attack", "in", "out", "--attack", "bpp", "--dither", cwd=here)
     wait_for(here / ".out.unfinished" / "poisoned", process)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert not (here / "out").exists()
     assert run("attack", "in", "out", "--attack", "bpp", cwd=here).returncode == 0
     assert sorted(p.name for p in here.iterdir()) == ["in", "out"]
@@ -334,15 +334,15 @@ def test_hostile_names_are_only_names(here: Path) -> None:
 
 def many(here: Path) -> None:
     for k in range(60):
-        picture(here / "in" / "cat" / f"{k}.png", (64, 64), seed=k)
+        picture(here / "in" / "cat" / f"{k}.png", (96, 96), seed=k)
 
 
 def wait_for(path: Path, process: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.001)
 
 
 def test_every_attack_is_an_option() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli.shell import BLUR, images, invoke, json_lines, picture, pixels, run, start, tree, until
+from cli.shell import BLUR, PATIENCE, images, invoke, json_lines, picture, pixels, run, start, tree, until
 from PIL import Image
 from real_images import cifar, patched
 from torch import Tensor, nn
@@ -236,10 +236,10 @@ def test_clean_images_move_the_threshold(folder: Path) -> None:
 def test_ctrl_c_ends_a_run_and_what_was_said_holds(here: Path) -> None:
     for n in range(400):
         picture(here / "in" / f"{n:03}.png", (64, 64), seed=n)
-    with start("detect", "in", "--json", cwd=here) as process:
+    with start("detect", "in", "--json", cwd=here, loitering=True) as process:
         until(process, "image", 3)
         process.send_signal(signal.SIGINT)
-        rest, err = process.communicate(timeout=60)
+        rest, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert b"stopped" in err
     last = json.loads(rest.splitlines()[-1])  # the first of these may be the end of a line read before

@@ -19,13 +19,14 @@ from real_images import cifar
 
 QUICK = ("--method", "nullspace", "--steps", "6")
 TWO = ("--devices", "cpu,cpu")
+COUNT = 220
 
 
 @pytest.fixture(scope="module")
 def by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 real images in `in`, purified into `out` by one process."""
+    """Real images in `in`, more than a pipe holds the lines of, purified into `out` by one process."""
     folder = tmp_path_factory.mktemp("one")
-    for n, pixels in enumerate(cifar(100)):
+    for n, pixels in enumerate(cifar(COUNT)):
         path = folder / "in" / str(n % 3) / f"{n:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
@@ -121,7 +122,7 @@ def test_a_worker_that_is_killed_loses_no_image(by_one: Path, words: tuple[str, 
     assert process.returncode == 0, err
     assert b"was ended by SIGKILL; starting another" in err
     assert tree(Path("out")) == tree(by_one / "out")
-    assert len(done_once(Path("out"))) == 100
+    assert len(done_once(Path("out"))) == COUNT
     assert invoke("verify", "out").exit_code == 0
 
 
@@ -180,14 +181,14 @@ def test_without_a_worker_the_run_ends_and_the_same_command_goes_on(
     assert tree(Path("out")).items() <= tree(by_one / "out").items()
     assert run(*words).returncode == 0
     assert tree(Path("out")) == tree(by_one / "out")
-    assert len(done_once(Path("out"))) == 100
+    assert len(done_once(Path("out"))) == COUNT
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_run_and_its_workers(
     by_one: Path, words: tuple[str, ...], number: signal.Signals
 ) -> None:
-    with start(*words, start_new_session=True) as process:
+    with start(*words, start_new_session=True, loitering=True) as process:
         until(process, "image")
         workers = workers_of(process.pid)
         began = time.monotonic()
@@ -197,17 +198,17 @@ def test_a_signal_stops_the_run_and_its_workers(
         took = time.monotonic() - began
     assert len(workers) == 2
     assert process.returncode == 128 + number
-    assert took <= 5
+    assert took <= 30  # two, on a free core
     assert not any(map(is_there, workers))
     last = json_lines(out)[-1]
-    assert last["found"] + last["left"] == 100
+    assert last["found"] + last["left"] == COUNT
     assert last["left"] > 0
     assert b"to go on, run the same command again" in err
     assert not unfinished_files(Path("out"))
     assert len(tree(Path("out"))) == len(done_once(Path("out")))  # what was written was noted, too
     assert run(*words).returncode == 0
     assert tree(Path("out")) == tree(by_one / "out")
-    assert len(done_once(Path("out"))) == 100
+    assert len(done_once(Path("out"))) == COUNT
 
 
 @pytest.mark.fault("F01")
@@ -216,11 +217,11 @@ def test_workers_do_not_outlive_a_run_that_is_killed(by_one: Path, words: tuple[
         until(process, "image")
         workers = workers_of(process.pid)
         process.kill()
-        wait_for(lambda: not any(map(is_there, workers)), 3)
+        wait_for(lambda: not any(map(is_there, workers)), 30)
         process.communicate(timeout=PATIENCE)
     assert len(workers) == 2
     assert tree(Path("out")).items() <= tree(by_one / "out").items()
-    assert 0 < len(tree(Path("out"))) < 100
+    assert 0 < len(tree(Path("out"))) < COUNT
     assert run(*words).returncode == 0
     assert tree(Path("out")) == tree(by_one / "out")
     assert not unfinished_files(Path("out"))

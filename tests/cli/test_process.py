@@ -225,7 +225,7 @@ def test_quiet_shows_no_bar_on_a_terminal(here: Path) -> None:
 
 
 def test_a_reader_who_leaves_early_ends_the_run_with_141_and_no_traceback(here: Path) -> None:
-    pictures(here / "in", 40)
+    pictures(here / "in", 400)  # so many lines that a pipe cannot hold them
     with start("purify", "in", "out", "--json", "--batch-size", "1", *BLUR, cwd=here) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -439,14 +439,14 @@ def test_a_signal_stops_soon_and_the_printed_command_goes_on(
 ) -> None:
     words = ("purify", "two words", "out", "--json", *PRIOR)
     before = originals(prior / "two words")
-    with start(*words, cwd=prior) as process:
+    with start(*words, cwd=prior, loitering=True) as process:
         until(process, "image")
         process.send_signal(number)
         began = time.monotonic()
         out, err = process.communicate(timeout=PATIENCE)
         took = time.monotonic() - began
     assert process.returncode == code
-    assert took <= 5
+    assert took <= 30  # a second, on a free core
     last = json_lines(out)[-1]
     assert last["exit_code"] == code
     assert last["found"] + last["left"] == 6
@@ -484,7 +484,7 @@ def test_a_second_signal_does_not_wait_for_the_network(here: Path) -> None:
         process.communicate(timeout=PATIENCE)
         took = time.monotonic() - began
     assert process.returncode == 130
-    assert took <= 1
+    assert took <= 3  # the first would end it after four
     assert tree(here / "out") == {}
 
 
@@ -526,7 +526,7 @@ def test_a_signal_is_not_lost_on_a_network_that_computes_for_long(here: Path, nu
         _, err = process.communicate(timeout=PATIENCE)
         took = time.monotonic() - began
     assert process.returncode == 128 + number
-    assert took <= 5
+    assert took <= 20  # the network alone takes minutes
     assert tree(here / "out") == {}
     assert "to go on, run the same command again" in err.decode()
 
@@ -540,7 +540,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_its_input(here: Path, words: tuple
         process.stdin.flush()
         process.send_signal(signal.SIGINT)
         try:
-            assert process.wait(timeout=5) == 130
+            assert process.wait(timeout=60) == 130
         finally:
             process.kill()
     assert not (here / "out").exists()
@@ -562,7 +562,7 @@ def test_an_ignored_interrupt_stays_ignored(here: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_whole_files_and_the_rest_is_done_later(here: Path) -> None:
-    pictures(here / "in", 80, (24, 24))
+    pictures(here / "in", 400, (24, 24))  # so many lines that a pipe cannot hold them
     assert invoke("purify", "in", "expected", *BLUR).exit_code == 0
     expected, before = tree(here / "expected"), originals(here / "in")
     words = ("purify", "in", "out", "--json", "--batch-size", "2", *BLUR)
@@ -579,7 +579,7 @@ def test_kill_9_at_any_moment_leaves_whole_files_and_the_rest_is_done_later(here
         assert tree(here / "out").items() <= expected.items()
         assert originals(here / "in") == before
     assert killed == 8
-    assert 0 < len(tree(here / "out")) < 80
+    assert 0 < len(tree(here / "out")) < 400
     done = run(*words, cwd=here)
     assert done.returncode == 0, done.stderr
     assert tree(here / "out") == expected

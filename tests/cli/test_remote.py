@@ -403,7 +403,7 @@ def test_a_dry_run_writes_nothing(filled: Bucket) -> None:
 
 
 def test_requests_are_in_flight_together(filled: Bucket, s3: S3) -> None:
-    barrier = threading.Barrier(6, timeout=20)  # breaks unless all six are asked for at once
+    barrier = threading.Barrier(6, timeout=PATIENCE)  # breaks unless all six are asked for at once
     s3.faults = [Fault("GET", "/in/.*png", first=barrier.wait, times=6)]
     assert purify(filled).exit_code == 0
     assert not barrier.broken

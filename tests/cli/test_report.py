@@ -180,7 +180,7 @@ def test_a_full_disk_exits_5_and_leaves_nothing(finished: Path, small_disk: Any)
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So many images in `out` that a signal comes before the last one is read."""
     folder = tmp_path_factory.mktemp("many")
-    pictures(folder / "in", 100, (48, 48))
+    pictures(folder / "in", 300, (48, 48))
     assert run("purify", "in", "out", *BLUR, cwd=folder).returncode == 0
     return folder
 
@@ -190,7 +190,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_signal_stops_it_and_nothing_is_written(many: Path, number: signal.Signals, code: ExitCode) -> None:
     master, slave = os.openpty()
-    with start("report", "out", "-o", "r.html", cwd=many, stderr=slave, env={"TERM": "xterm"}) as process:
+    with start(
+        "report", "out", "-o", "r.html", cwd=many, stderr=slave, env={"TERM": "xterm"}, loitering=True
+    ) as process:
         os.close(slave)
         said = os.read(master, 1)  # the bar: it has begun to read
         process.send_signal(number)

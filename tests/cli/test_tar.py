@@ -214,7 +214,7 @@ def test_a_signal_stops_a_stream(here: Path) -> None:
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(timeout=5) == 143
+            assert process.wait(timeout=60) == 143
         finally:
             process.kill()
 

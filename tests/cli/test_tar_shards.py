@@ -626,7 +626,7 @@ def test_a_signal_stops_a_run_and_what_is_written_is_complete(here: Path) -> Non
     for n in range(3):
         tar(here / "in" / f"{n}.tar", *samples(30, 100 * n))
     words = ("purify", "in", "out", "--json", "--tar-shards", *PRIOR)
-    with start(*words, cwd=here) as process:
+    with start(*words, cwd=here, loitering=True) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["type"] == "run_start"
         time.sleep(0.5)

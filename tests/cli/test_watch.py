@@ -96,7 +96,7 @@ def test_a_file_is_taken_when_its_writer_is_done(here: Path) -> None:
     """The writer is slow, but never pauses for as long as a file has to settle."""
     data = picture(here / "whole.png", (64, 64)).read_bytes()
     (here / "in").mkdir()
-    with watching(here, "--settle", "1") as process:
+    with watching(here, "--settle", "3") as process:
         with (here / "in" / "a.png").open("wb", buffering=0) as f:
             for start_ in range(0, len(data), len(data) // 20 + 1):
                 f.write(data[start_ : start_ + len(data) // 20 + 1])

@@ -28,7 +28,7 @@ from typing import Any
 PATIENCE = 600.0
 """Seconds after which a run counts as hung."""
 
-LAST_WORKER = 5.0
+LAST_WORKER = 60.0
 """Seconds in which what a run has started must end after it."""
 
 

@@ -320,7 +320,7 @@ def test_a_picture_of_gigapixels_in_a_hole_of_the_disk_is_refused_unread(here: P
     assert status.st_size > 3.6e9
     began = time.monotonic()
     result = invoke("purify", "in", "out", *AS_IS)
-    assert time.monotonic() - began < 5  # reading it would take longer
+    assert time.monotonic() - began < 20  # reading it would take longer
     assert result.exit_code == 3
     assert images(result.stdout)["a.tif"]["reason"] == Reason.BOMB_BYTES
     with pytest.raises(Image.DecompressionBombError, match="3600000000 pixels"):  # so it is one

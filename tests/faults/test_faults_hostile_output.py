@@ -1,5 +1,6 @@
 """Somebody has been in the output folder: links, other runs, crashes at bad moments."""
 
+import json
 import os
 import signal
 import subprocess
@@ -104,12 +105,14 @@ def test_overwrite_does_not_let_two_inputs_become_one_output(here: Path) -> None
     picture(here / "in" / "a.jpg")
     words = ("purify", "in", "out", "--watch", "--settle", "0.2", "--overwrite", "--json", *BLUR)
     with start(*words, cwd=here) as process:
+        assert process.stdout is not None
         until(process, "image")
         picture(here / "in" / "a.png", seed=3)
-        time.sleep(1.5)
+        line = json.loads(process.stdout.readline())
+        while line.get("path") != "a.png":
+            line = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=PATIENCE)
-    line = images(out)["a.png"]
+        process.communicate(timeout=PATIENCE)
     assert (line["state"], line["reason"]) == ("failed", "collision")
     assert run("verify", "out", cwd=here).returncode == 0
 
@@ -245,10 +248,11 @@ def test_a_stop_is_not_held_by_a_reader_who_sleeps(here: Path) -> None:
     except BlockingIOError:
         os.set_blocking(write, True)
     with start("purify", "in", "out", "--watch", "--json", *BLUR, cwd=here, stderr=write) as process:
-        time.sleep(3)
+        until(process, "run_start")
+        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(7) == 143
+            assert process.wait(60) == 143
         finally:
             process.kill()
     os.close(read)

@@ -21,7 +21,7 @@ SOON = 5.0
 AT_ONCE = 0.5
 """Seconds in which it ends there at a second signal."""
 
-BUSY = 5.0
+BUSY = 20.0
 """How much longer either may take where other tests run beside it; with `--full` nothing does."""
 
 
@@ -69,13 +69,13 @@ def phase_words(phase: str) -> tuple[str, ...]:
 
 
 def fill(phase: str, folder: Path) -> None:
-    """The pictures of a phase: slow to decode, slow to purify, or many."""
+    """The pictures of a phase: slow to decode, slow to purify, or more than a pipe holds the lines of."""
     if phase == "decode":
         folder.mkdir(parents=True)
         for side in (2000, 1990, 1980, 1970):
             Image.radial_gradient("L").resize((side, side)).save(folder / f"{side}.png")
     else:
-        pictures(folder, {"plan": 6, "sample": 6, "write": 150}[phase], (16, 16))
+        pictures(folder, {"plan": 6, "sample": 6, "write": 300}[phase], (16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def wait_for(phase: str, process: "subprocess.Popen[bytes]", chance: random.Rand
 def stop(phase: Phase, name: str, stop: str, chance: random.Random) -> tuple[int, bytes, float]:
     """Stop a run in a phase; its exit code, what it said, and the seconds until it was gone."""
     numbers, _ = STOPS[stop]
-    with start(*phase.words, cwd=phase.folder, stdin=subprocess.PIPE) as process:
+    with start(*phase.words, cwd=phase.folder, stdin=subprocess.PIPE, loitering=True) as process:
         assert process.stdout is not None
         try:
             wait_for(name, process, chance)

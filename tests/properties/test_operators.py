@@ -62,7 +62,7 @@ def test_every_registered_transform_is_tested_here() -> None:
 
 
 @pytest.mark.parametrize("pattern", EVERY)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=SIZES, n=BLOCKS, m=BLOCKS, seed=SEEDS)
 @example(size=(13, 18), n=4, m=3, seed=0)
 @example(size=(32, 32), n=8, m=2, seed=0)
@@ -81,7 +81,7 @@ def test_what_the_pseudo_inverse_restores_looks_the_same(
 
 
 @pytest.mark.parametrize("pattern", ONTO)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=SIZES, n=BLOCKS, seed=SEEDS)
 @example(size=(13, 18), n=4, seed=0)
 @example(size=(32, 32), n=3, seed=0)
@@ -93,7 +93,7 @@ def test_any_target_can_be_reached(pattern: str, size: tuple[int, int], n: int, 
 
 
 @pytest.mark.parametrize("pattern", SYMMETRIC)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=SIZES, n=BLOCKS, seed=SEEDS)
 @example(size=(13, 18), n=4, seed=0)
 @example(size=(32, 32), n=8, seed=0)
@@ -106,7 +106,7 @@ def test_the_projection_is_orthogonal(pattern: str, size: tuple[int, int], n: in
 
 
 @pytest.mark.parametrize("pattern", EVERY)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=SIZES, n=BLOCKS, m=BLOCKS, seed=SEEDS, factor=st.floats(-3, 3))
 def test_transforms_are_linear(
     pattern: str, size: tuple[int, int], n: int, m: int, seed: int, factor: float
@@ -127,7 +127,7 @@ def test_large_images_keep_the_laws(pattern: str) -> None:
         near((P_u * v).mean(), (u * P_v).mean())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=SIZES, n=BLOCKS, seed=SEEDS)
 def test_blur_and_gray_commute(size: tuple[int, int], n: int, seed: int) -> None:
     x = random(seed, 2, 3, *size)
@@ -136,7 +136,7 @@ def test_blur_and_gray_commute(size: tuple[int, int], n: int, seed: int) -> None
     near(one.pinv(one.forward(x), size), other.pinv(other.forward(x), size))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=SIZES, n=st.integers(1, 50), seed=SEEDS)
 @example(size=(13, 18), n=4, seed=0)
 def test_ragged_blocks_are_divided_by_the_pixels_they_have(size: tuple[int, int], n: int, seed: int) -> None:
@@ -148,7 +148,7 @@ def test_ragged_blocks_are_divided_by_the_pixels_they_have(size: tuple[int, int]
     np.testing.assert_array_equal(A.pinv(torch.from_numpy(expected)[None], size)[0].numpy(), repeated)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=SIZES, seed=SEEDS)
 def test_gray_is_the_plain_mean_of_the_channels(size: tuple[int, int], seed: int) -> None:
     x = random(seed, 1, 3, *size)
@@ -174,7 +174,7 @@ def test_a_block_larger_than_the_image_is_all_of_it(n: int) -> None:
 # Masks
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=SIZES, seed=SEEDS)
 def test_a_mask_keeps_the_pixels_where_it_is_1(size: tuple[int, int], seed: int) -> None:
     x = random(seed, 2, 3, *size)
@@ -184,7 +184,7 @@ def test_a_mask_keeps_the_pixels_where_it_is_1(size: tuple[int, int], seed: int)
     assert out[~keep].abs().sum() == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=SIZES, n=st.sampled_from([2, 3, 4, 8]), seed=SEEDS, row=SIDES, column=SIDES)
 @example(size=(8, 8), n=8, seed=1, row=1, column=1)
 def test_a_mask_that_cuts_through_a_block_is_refused(

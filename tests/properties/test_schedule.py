@@ -62,7 +62,7 @@ def test_alpha_bar_is_the_running_product_in_float64() -> None:
     torch.testing.assert_close(table, expected, rtol=1e-12, atol=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schedule=SCHEDULES)
 def test_alpha_bar_falls_within_0_and_1(schedule: NoiseSchedule) -> None:
     table = alpha_bars(schedule)
@@ -72,7 +72,7 @@ def test_alpha_bar_falls_within_0_and_1(schedule: NoiseSchedule) -> None:
     assert table[0].item() == pytest.approx(1 - schedule.beta_start, rel=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(i=st.integers(0, 999), seed=st.integers(0, 2**32 - 1))
 def test_predict_x0_undoes_adding_noise(i: int, seed: int) -> None:
     """Tolerance 1e-12: rounding of 1e-16 over sqrt(alpha_bar), at least 6e-3."""
@@ -82,7 +82,7 @@ def test_predict_x0_undoes_adding_noise(i: int, seed: int) -> None:
     torch.testing.assert_close(predict_x0(x_t, eps, alpha_bar), x_0, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(i=st.integers(1, 999), back=st.integers(1, 999), eta=st.floats(0, 1))
 def test_a_step_never_adds_more_noise_than_the_next_state_has(i: int, back: int, eta: float) -> None:
     """0 <= sigma^2 <= 1 - alpha_bar_prev, up to rounding, and sigma is in proportion to eta."""
