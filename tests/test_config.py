@@ -461,7 +461,8 @@ def test_records_of_the_methods_that_were_there_are_what_they_were() -> None:
         ({"method": "sampdetox", "t2": 1000}, "t2: 1000 is not"),
         ({"method": "sampdetox", "stride": 0}, "stride: 0 is not"),
         ({"method": "sampdetox", "ssim_range": 2}, "ssim range: 2 is neither 255 nor 1"),
-        ({"method": "shrinkpad", "pad": -1}, "pad: -1 is negative"),
+        ({"method": "shrinkpad", "pad": -1}, "pad: -1 takes nothing away"),
+        ({"method": "shrinkpad", "pad": 0}, "pad: 0 takes nothing away; give at least 1"),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from real_images import cifar, patched, photos
 
 from zipcli import Purifier
@@ -133,3 +134,12 @@ def test_noise_comes_from_the_seed_and_its_strength_from_sigma(images: list[np.n
 def test_the_network_of_blind_serves_no_other_method() -> None:
     with pytest.raises(ConfigError, match="for the method blind only"):
         Purifier.from_pretrained("builtin-blind", method="zip")
+
+
+def test_the_order_of_a_tensor_in_memory_changes_no_bit() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    rows = torch.from_numpy(pixels).permute(2, 0, 1)
+    blind = purifier()
+    assert not rows.is_contiguous()
+    assert torch.equal(blind(rows), blind(rows.contiguous()))
+    assert np.array_equal(blind(rows).permute(1, 2, 0).numpy(), blind.purify_pixels([pixels])[0])

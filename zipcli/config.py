@@ -359,7 +359,7 @@ class MethodConfig:
         check(1 <= self.t2 <= 999, f"t2: {self.t2} is not from 1 to 999")
         check(1 <= self.stride <= 999, f"stride: {self.stride} is not from 1 to 999")
         check(self.ssim_range in (1, 255), f"ssim range: {self.ssim_range} is neither 255 nor 1")
-        check(self.pad is None or self.pad >= 0, f"pad: {self.pad} is negative")
+        check(self.pad is None or self.pad >= 1, f"pad: {self.pad} takes nothing away; give at least 1")
         check(0 <= self.sigma <= 1, f"sigma: {self.sigma} is not from 0 to 1")
         check(1 <= self.passes <= 10, f"passes: {self.passes} is not from 1 to 10")
         check(1 <= self.colour_cell <= 64, f"colour cell: {self.colour_cell} is not from 1 to 64")

@@ -272,6 +272,15 @@ def test_nothing_is_overwritten(animals: Path) -> None:
     assert everything(animals / "out") == {"mine.txt": b"mine"}
 
 
+def test_nothing_is_learnt_for_a_folder_that_is_taken(animals: Path) -> None:
+    (animals / "out").mkdir()
+    (animals / "out" / "mine.txt").write_text("mine")
+    result = invoke("attack", "in", "out", "--attack", "lf", "--target", "0")
+    assert result.exit_code == ExitCode.USAGE
+    assert "not empty" in result.stderr
+    assert "making the trigger" not in result.stderr
+
+
 def test_an_empty_folder_is_filled(animals: Path) -> None:
     (animals / "out").mkdir()
     assert attack().exit_code == 0

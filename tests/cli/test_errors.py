@@ -139,7 +139,7 @@ def test_a_strip_too_long_for_webp_fails_and_names_png(here: Path) -> None:
 def test_a_mask_of_another_size_fails_that_picture_alone(here: Path) -> None:
     picture(here / "in" / "fits.png")
     picture(here / "in" / "other.png", (9, 9))
-    Image.fromarray(np.full((8, 8), 255, dtype=np.uint8)).save(here / "mask.png")
+    Image.fromarray(np.pad(np.full((7, 8), 255, dtype=np.uint8), ((0, 1), (0, 0)))).save(here / "mask.png")
     result = invoke("purify", "in", "out", "-t", "mask:mask.png", "--json")
     assert result.exit_code == 3
     assert images(result.stdout)["other.png"]["reason"] == Reason.MASK_SIZE
@@ -235,6 +235,9 @@ def test_an_output_below_a_file_exits_5_and_is_named(here: Path) -> None:
     ("words", "named"),
     [
         (["-t", "blurry"], ["transform 'blurry'", "blur", "identity"]),
+        (["-t", "identity"], ["transform identity: keeps the whole image", "--method none"]),
+        (["-t", "blur:1", "-t", "identity+identity"], ["transform blur:1 identity+identity: keeps"]),
+        (["-t", "blur:1", "--method", "blur"], ["transform blur:1: keeps the whole image"]),
         (["-t", "blur:0"], ["blur:0", "blur:4"]),
         (["-t", "blur:-1"], ["blur:-1", "blur:4"]),
         (["-t", "blur:x"], ["blur:x", "blur:4"]),

@@ -4,6 +4,8 @@ import csv
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,7 @@ def test_purified_on_the_fly_as_in_folders(victim: str, here: Path) -> None:
     assert now["fidelity"]["purified_clean"]["psnr"] > 10
     assert 0 < now["fidelity"]["purified_clean"]["ssim"] < 1
     assert now["cost_ms"]["purify"] > 0
+    assert there["cost_ms"]["purify"] is None  # nobody measured it
 
 
 def test_a_detector_is_measured_beside_what_it_saves(victim: str, here: Path) -> None:
@@ -216,7 +219,41 @@ def test_the_result_goes_to_a_file(victim: str, here: Path) -> None:
     result = evaluate(victim, "--no-purify", "-o", "r.json", "--name", "mine", "--json")
     assert json.loads((here / "r.json").read_text()) == facts(result)
     assert facts(result)["name"] == "mine"
-    assert evaluate(victim, "--no-purify", "-o", "none/r.json").exit_code == ExitCode.OUTPUT
+    missing = evaluate(victim, "--no-purify", "-o", "none/r.json")
+    assert missing.exit_code == ExitCode.USAGE
+    assert "none: there is no such folder" in missing.stderr
+    assert missing.stdout == ""  # before the classifier was asked
+
+
+@pytest.mark.parametrize(
+    "name", ["victim.py", "poisoned/manifest.jsonl", "poisoned/clean/red/3.png", "r.json"]
+)
+def test_a_file_that_is_there_is_not_overwritten(victim: str, here: Path, name: str) -> None:
+    path = here / name
+    if name == "r.json":
+        path.write_text("mine")
+    (here / "r.json.part").write_text("mine, too")
+    before = path.read_bytes()
+    refused = evaluate(victim, "--no-purify", "-o", path)
+    assert refused.exit_code == ExitCode.USAGE
+    assert "is there already; use --overwrite" in refused.stderr
+    assert path.read_bytes() == before
+    if name == "r.json":
+        assert evaluate(victim, "--no-purify", "-o", path, "--overwrite").exit_code == ExitCode.DONE
+        assert json.loads(path.read_text())["type"] == "evaluation"
+    assert (here / "r.json.part").read_text() == "mine, too"
+
+
+def test_a_full_disk_does_not_cost_the_result(
+    victim: str, here: Path, small_disk: Callable[..., Path]
+) -> None:
+    disk = small_disk("16k")
+    with suppress(OSError):
+        (disk / "filler").write_bytes(bytes(16 * 1024))
+    result = evaluate(victim, "--no-purify", "-o", disk / "r.json", "--json")
+    assert result.exit_code == ExitCode.OUTPUT
+    assert json.loads(result.stdout)["type"] == "evaluation"
+    assert not (disk / "r.json").exists()
 
 
 class TestWhatDoesNotBelongTogether:
@@ -231,7 +268,7 @@ class TestWhatDoesNotBelongTogether:
         invoke("purify", "poisoned", "cleaned", *BLUR, "-q", "--exclude", "poisoned/red/3.png")
         result = evaluate(victim, "--purified", "cleaned")
         assert result.exit_code == ExitCode.USAGE
-        assert "1 of these images were not purified" in result.stderr
+        assert "cleaned: at least 1 of these images were not purified there" in result.stderr
 
     def test_purified_images_that_are_gone_or_changed(self, victim: str, here: Path) -> None:
         invoke("purify", "poisoned", "cleaned", *BLUR, "-q")
@@ -240,11 +277,19 @@ class TestWhatDoesNotBelongTogether:
         target.write_bytes(data + b" ")
         result = evaluate(victim, "--purified", "cleaned")
         assert result.exit_code == ExitCode.USAGE
-        assert "clean/red/3.png: changed since it was purified" in result.stderr
+        assert "cleaned/clean/red/3.png: changed since it was purified" in result.stderr
+        assert "--paranoid" in result.stderr
+        target.write_bytes(data[:-20] + b"?" + data[-19:])
+        result = evaluate(victim, "--purified", "cleaned")
+        assert result.exit_code == ExitCode.USAGE
+        assert "cleaned: clean/red/3.png" in result.stderr
         target.unlink()
         result = evaluate(victim, "--purified", "cleaned")
         assert result.exit_code == ExitCode.USAGE
-        assert "clean/red/3.png" in result.stderr
+        assert "cleaned: clean/red/3.png" in result.stderr
+        target.write_bytes(b"?")
+        invoke("purify", "poisoned", "cleaned", *BLUR, "-q", "--paranoid")  # as the message says
+        assert evaluate(victim, "--purified", "cleaned").exit_code == ExitCode.DONE
 
     def test_poisoned_images_that_are_gone_or_changed(self, victim: str, here: Path) -> None:
         path = here / "poisoned" / "poisoned" / "red" / "3.png"

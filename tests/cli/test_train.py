@@ -289,7 +289,7 @@ def test_the_same_command_gives_the_same_weights(photos: Path) -> None:
     for name in ("a", "b"):
         well("train", "in", f"{name}.safetensors", *SHORT, "--seed", "5")
     well("train", "in", "c.safetensors", *SHORT, "--seed", "6")
-    assert_same_weights(photos / "a.safetensors", photos / "b.safetensors")
+    assert (photos / "a.safetensors").read_bytes() == (photos / "b.safetensors").read_bytes()
     assert (photos / "a.png").read_bytes() == (photos / "b.png").read_bytes()
     a, c = load_file(photos / "a.safetensors"), load_file(photos / "c.safetensors")
     assert not torch.equal(a["stem.weight"], c["stem.weight"])
@@ -461,7 +461,7 @@ def test_a_process_that_is_stopped_and_killed_goes_on_to_the_weights_of_one_that
     lines = json_lines(well("train", "in", OUT, *SLOW).stdout)
     assert lines[0]["step"] == second
     assert lines[-1]["card"]["step"] == 150
-    assert_same_weights(photos / "whole.safetensors", photos / OUT)
+    assert (photos / "whole.safetensors").read_bytes() == (photos / OUT).read_bytes()
     assert (photos / "whole.png").read_bytes() == (photos / "m.png").read_bytes()
     assert names(photos) == {"in", "start.safetensors", "whole.safetensors", "whole.png", OUT, "m.png"}
 

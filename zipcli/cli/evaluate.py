@@ -19,7 +19,7 @@ from zipcli.cli.purify import PIXEL_OPTIONS, pixel_config
 from zipcli.cli.purify import purify as purify_command
 from zipcli.cli.signals import StopSignals
 from zipcli.config import FolderConfig
-from zipcli.errors import ExitCode, OutputError, shown
+from zipcli.errors import ExitCode, shown
 
 if TYPE_CHECKING:
     from zipcli.metrics import Share
@@ -58,6 +58,7 @@ MEASURES = (
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the result as JSON, too, for `zipcli report`.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace the FILE of --output if it is there.")
 @click.option("--per-class", is_flag=True, help="A row for each class.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on standard output.")
 @click.option("--csv", "as_csv", is_flag=True, help="The result as CSV on standard output.")
@@ -71,6 +72,7 @@ def evaluate(
     no_purify: bool,
     name: str | None,
     output: Path | None,
+    overwrite: bool,
     per_class: bool,
     as_json: bool,
     as_csv: bool,
@@ -93,11 +95,14 @@ def evaluate(
     from zipcli.classifiers import open_classifier
     from zipcli.pipeline.evaluation import evaluate as run
     from zipcli.pipeline.evaluation import library_ssim
+    from zipcli.pipeline.one_file import check_target, write_target
     from zipcli.pipeline.plan import check_folder
     from zipcli.pipeline.poisoned_set import read_poisoned_set
     from zipcli.pipeline.purifier import Purifier
 
     check_folder(folder)
+    if output is not None:
+        check_target(output, overwrite=overwrite)
     images = read_poisoned_set(folder, FolderConfig(), stop.check)
     progress = _Progress(quiet=quiet)
     with open_classifier(black_box, stop.check) as classifier:
@@ -121,14 +126,14 @@ def evaluate(
         facts["notes"].append(f"the method asked the classifier {queries:,} times")
     if ssim is None:
         facts["notes"].append("no SSIM: pip install 'zipcli[evaluate]'")
-    if output is not None:
-        _write(output, facts)
     if as_json:
         click.echo(json.dumps(facts))
     elif as_csv:
         click.echo(_as_csv(result, facts["name"]), nl=False)
     else:
         _show(result, facts, per_class=per_class)
+    if output is not None:  # after it was shown: a full disk does not cost the result
+        write_target((json.dumps(facts, indent=2) + "\n").encode(), output, overwrite=overwrite)
     return ExitCode.DONE
 
 
@@ -161,16 +166,6 @@ class _Progress:
         say(f"evaluated {done:,} of {total:,} images, {clock(left)} left")
 
 
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(json.dumps(facts, indent=2) + "\n")
-        part.replace(path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{shown(str(path))}: cannot be written: {e.strerror}") from e
-
-
 def _show(result: "Evaluation", facts: dict[str, Any], *, per_class: bool) -> None:
     lines = [f"{facts['name']}: {_counts(result)}"]
     lines.append(f"{'':6}{'before':>9}{'':34}" + (f"{'after':>9}" if result.after else ""))
@@ -191,8 +186,10 @@ def _show(result: "Evaluation", facts: dict[str, Any], *, per_class: bool) -> No
     ):
         values = fidelity[key]
         if values and values["psnr"] is not None:
+            equal = values["identical"]
+            which = f" ({values['images'] - equal:,} images; {equal:,} others are equal)" if equal else ""
             ssim = f", SSIM {values['ssim']:.3f}" if values["ssim"] is not None else ""
-            lines.append(f"{words}: PSNR {values['psnr']:.2f} dB{ssim}")
+            lines.append(f"{words}: PSNR {values['psnr']:.2f} dB{which}{ssim}")
     lines += _gate_lines(result)
     if facts["der"] is not None:
         lines.append(f"DER {facts['der']:.3f} (0.5 is a defence that does nothing, 1 a perfect one)")

@@ -8,7 +8,7 @@ from zipcli.cli.console import say
 from zipcli.cli.detector_options import advice
 from zipcli.cli.downloads import model_listener
 from zipcli.cli.signals import StopSignals
-from zipcli.config import DetectConfig, PurifyConfig
+from zipcli.config import DetectConfig, PurifyConfig, check
 
 if TYPE_CHECKING:
     from zipcli.pipeline.detection import Screening
@@ -28,6 +28,11 @@ def engine(
         purifier.stop_with(stop.check)
         if classifier is not None:
             purifier.ask_with(classifier)
+        check(
+            not purifier.removes_nothing,
+            f"transform {' '.join(config.transforms)}: keeps the whole image, triggers too; choose another, "
+            "or copy with --method none",
+        )
         if verbosity >= 0 and (text := advice(detect)):
             say(f"Note: {text}")
         # One that both the method and the detector ask is opened once.

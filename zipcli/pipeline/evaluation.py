@@ -31,12 +31,19 @@ CHUNK = 256
 """Images that are in memory at once."""
 
 SHOWN = 5
+AGAIN = "purify the folder again with --paranoid, which reads what is there"
 SMALLEST_SSIM = 11
 """Side of the window of SSIM in pixels; smaller images have none."""
 
 
 class Purify(Protocol):
-    """Gives the purified images of a chunk: by doing it, or from files that are there."""
+    """Gives the purified images of a chunk: by doing it, or from files that are there.
+
+    Attributes:
+        is_timed: Whether its time is that of a purification.
+    """
+
+    is_timed: bool
 
     def __call__(self, images: Sequence[Pixels], digests: Sequence[str], /) -> list[Pixels]:
         """Purify images, each (H, W, 3), whose files have these SHA-256 digests."""
@@ -98,11 +105,11 @@ class Side:
 
 @dataclass
 class Fidelity:
-    """How near images are to others: means over the images that differ.
+    """How near images are to others: means over the images that differ, equal ones counted.
 
     Attributes:
         psnr: Of each image that differs, in decibels.
-        ssim: Of each image, where it can be had.
+        ssim: Of the same, where it can be had.
         images: How many were compared.
     """
 
@@ -116,8 +123,9 @@ class Fidelity:
             return
         self.images += 1
         decibels = psnr(np.ascontiguousarray(a), np.ascontiguousarray(b))
-        if np.isfinite(decibels):
-            self.psnr.append(decibels)
+        if not np.isfinite(decibels):
+            return
+        self.psnr.append(decibels)
         if ssim is not None and min(a.shape[:2]) >= SMALLEST_SSIM:
             self.ssim.append(ssim(a, b))
 
@@ -286,8 +294,9 @@ class _Run:
             return
         began = time.monotonic()
         purified = self.purify(pixels, digests)
-        self.seconds["purify"] += time.monotonic() - began
-        self.counts["purify"] += len(pixels)
+        if self.purify.is_timed:
+            self.seconds["purify"] += time.monotonic() - began
+            self.counts["purify"] += len(pixels)
         self.flagged[kind] += self.purify.flagged(digests) or []
         self._predict("after", kind, purified)
         self._compare(f"purified_{kind}", purified, originals)
@@ -415,6 +424,8 @@ class _Named:
 class PurifyNow:
     """Purifies on the fly."""
 
+    is_timed = True
+
     def __init__(self, purifier: Purifier) -> None:
         """Take a purifier that has its model."""
         self._purifier = purifier
@@ -445,6 +456,8 @@ class PurifyNow:
 class PurifiedFolders:
     """Takes what `zipcli purify` wrote, found by the digest of its input, never by name or place."""
 
+    is_timed = False
+
     def __init__(self, folders: Sequence[Path]) -> None:
         """Read the ledgers of folders.
 
@@ -454,6 +467,7 @@ class PurifiedFolders:
         self._files: dict[str, tuple[Path, str, int | None]] = {}
         self._failed: dict[str, str] = {}
         self._passed: set[str] = set()
+        self._names = ", ".join(shown(str(folder)) for folder in folders)
         runs = [(folder, self._read(folder)) for folder in folders]
         first, self.facts = runs[0]
         for folder, facts in runs[1:]:
@@ -512,7 +526,7 @@ class PurifiedFolders:
         reasons = [self._failed[digest] for digest in missing if digest in self._failed]
         check(
             not missing,
-            f"{len(missing)} of these images were not purified with the settings of that folder"
+            f"{self._names}: at least {len(missing)} of these images were not purified there, or otherwise"
             + (f" ({'; '.join(reasons[:SHOWN])})" if reasons else "")
             + "; purify the folder that you evaluate, all of it: nothing is left out",
         )
@@ -523,10 +537,10 @@ class PurifiedFolders:
         try:
             pixels, data = read_rgb(Entry(path=path, source=folder / path, target=path, size=0), None)
         except InputError as e:
-            raise ConfigError(f"{e}; purify it again") from e
+            raise ConfigError(f"{shown(str(folder))}: {e}; {AGAIN}") from e
         check(
             size in (None, len(data)),
-            f"{shown(path)}: changed since it was purified; purify it again",
+            f"{shown(str(folder / path))}: changed since it was purified; {AGAIN}",
         )
         return pixels
 

@@ -35,7 +35,7 @@ from zipcli.pipeline.dataset import Dataset, Sample, read_dataset, read_rgb
 from zipcli.pipeline.outcome import Outcome, json_path
 from zipcli.pipeline.plan import Entry, Plan, check_folders
 from zipcli.pipeline.purifier import Purifier
-from zipcli.pipeline.staging import staged
+from zipcli.pipeline.staging import check_free, staged
 
 FORMAT = 1
 """Version of these files."""
@@ -126,6 +126,7 @@ def poison_folder(
         OutputError: The output cannot be written; nothing is left of it.
     """
     check_folders(files.base, files.out)
+    check_free(files.out)  # to make a trigger takes minutes
     dataset = read_dataset(files.base, files.folder_config, watcher.check_stop)
     _note_classes(dataset, watcher)
     run = _Run(files, config, dataset, watcher, purifier)

@@ -278,6 +278,11 @@ class Purifier:
         arrays = to_levels(clean)
         return [np.ascontiguousarray(a[..., 0] if is_grey else a) for a in arrays]
 
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether its transforms keep the whole image, so that outputs are inputs."""
+        return bool(self._operators) and not any(A.removed_rms((64, 64)) for A in self._operators)
+
     def batch_size(self, size: tuple[int, int]) -> int:
         """Images of `size` (H, W) to purify together: a whole number of canvases or calls."""
         if self._model is None:
@@ -316,7 +321,7 @@ class Purifier:
                 model.before_call = check_stop
 
     def _purify_tensor(self, image: Tensor) -> Tensor:
-        batch = image if image.ndim == 4 else image[None]
+        batch = (image if image.ndim == 4 else image[None]).contiguous()  # strides change the last bits
         if batch.ndim != 4 or batch.shape[1] != 3 or 0 in batch.shape:
             raise ConfigError(f"tensor: shape {tuple(image.shape)} is not (3, H, W) or (N, 3, H, W)")
         if image.dtype == torch.uint8:

@@ -20,7 +20,7 @@ from zipcli.config import LIMITS, Limits, ReportConfig
 from zipcli.errors import ConfigError, InputError, Reason, shown
 from zipcli.images.guard import decode
 from zipcli.images.load import Pixels, read_file
-from zipcli.images.write import publish
+from zipcli.pipeline.one_file import check_target, write_target
 from zipcli.pipeline.outcome import path_from_json
 from zipcli.pipeline.plan import check_folder
 from zipcli.pipeline.settings import STATE_FOLDER, read_state
@@ -108,23 +108,10 @@ def write_report(
     check_target(target, overwrite=overwrite)
     report = make_report(out, config, watch, suspicion_map)
     data = build_page(report).encode("ascii")
-    try:
-        publish(data, target.parent, target.name, target.parent, replace=overwrite)
-    except InputError as e:
-        raise ConfigError(str(e)) from e
+    write_target(data, target, overwrite=overwrite)
     return Written(
         images=len(report.cards), failed=report.counts.get("failed", 0), bytes=len(data), notes=report.notes
     )
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a page that cannot be written before minutes are spent on it."""
-    name = shown(str(target))
-    if target.is_dir():
-        raise ConfigError(f"{name}: a folder is in the way; give the name of a file")
-    if not overwrite and os.path.lexists(target):
-        raise ConfigError(f"{name}: is there already; use --overwrite or choose another name")
-    check_folder(target.parent)
 
 
 def make_report(

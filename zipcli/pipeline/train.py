@@ -313,7 +313,6 @@ class TrainRun:
         card = {
             "made_by": f"zipcli {__version__} train, torch {torch.__version__}",
             **self._facts(trainer),
-            "minutes": round(trainer.seconds / 60, 1),
             "measured_on": len(images),
             "eps_mse": round(after.eps_mse, 5),
             "denoised_psnr": {f"{row.std:g}": round(row.denoised_psnr, 2) for row in after.rows},

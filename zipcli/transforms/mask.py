@@ -33,7 +33,7 @@ class Mask:
 
     def removed_rms(self, size: tuple[int, int], /) -> float:
         """The whole image, where it is black."""
-        return WHOLE
+        return 0.0 if bool((self.mask == 1).all()) else WHOLE
 
 
 def make(argument: str | None, read_mask: Callable[[str], Tensor]) -> Mask:
