@@ -159,6 +159,14 @@ class Site:
         """Unfinished downloads."""
         return sorted(self.home.rglob("*.incomplete"))
 
+    def arrived(self) -> list[int]:
+        """Bytes of unfinished downloads; one may be renamed while it is looked at."""
+        sizes = []
+        for path in self.partial():
+            with suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        return sizes
+
 
 def the_error(done: Done) -> str:
     """The only line on standard error but notes, which is an error about a model."""
@@ -189,7 +197,7 @@ def closed_port() -> int:
 
 def wait_for(condition: Callable[[], object], process: "subprocess.Popen[bytes]") -> None:
     """Wait until something is so, while a process lives."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -614,7 +622,7 @@ def half_pulled(site: Site, data: bytes | None = None) -> int:
 def test_a_pull_that_was_stopped_is_resumed_by_the_next(site: Site, number: signal.Signals) -> None:
     site.hub.fail("/cdn/*", rate=200_000)
     with site.start("models", "pull", "o/tiny") as process:
-        wait_for(lambda: [p for p in site.partial() if p.stat().st_size >= 50_000], process)
+        wait_for(lambda: max(site.arrived(), default=0) >= 50_000, process)
         process.send_signal(number)
         process.communicate()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
@@ -877,8 +885,7 @@ def test_an_endless_file_does_not_fill_the_disk(site: Site) -> None:
     began, sizes = time.monotonic(), [0]
     process = site.start("models", "pull", "o/tiny")
     while process.poll() is None:
-        with suppress(FileNotFoundError):
-            sizes += [path.stat().st_size for path in site.partial()]
+        sizes += site.arrived()
         time.sleep(0.01)
     (done,) = site.finish(process, began=began)
     assert WEIGHTS in the_error(done)
@@ -1663,7 +1670,7 @@ def test_two_pulls_at_once_fetch_one_file_once(site: Site) -> None:
 def test_a_pull_goes_on_where_one_was_killed_that_it_waited_for(site: Site) -> None:
     site.hub.fail("/cdn/*", rate=200_000)
     first = site.start("models", "pull", "o/tiny")
-    wait_for(lambda: [p for p in site.partial() if p.stat().st_size >= 50_000], first)
+    wait_for(lambda: max(site.arrived(), default=0) >= 50_000, first)
     began = time.monotonic()
     second = site.start("models", "pull", "o/tiny")
     time.sleep(1)

@@ -259,7 +259,7 @@ def test_merge_says_when_images_have_failed(here: Path) -> None:
 @pytest.mark.fault("F21")
 def test_shards_of_other_settings_are_refused_even_at_the_same_moment(here: Path) -> None:
     pictures(here / "in", 4)
-    words = [("purify", "in", "out", "--shard", f"{n}/2", *BLUR, "-t", f"blur:{n}") for n in (1, 2)]
+    words = [("purify", "in", "out", "--shard", f"{n}/2", *BLUR, "-t", f"blur:{2 * n}") for n in (1, 2)]
     for _ in range(3):
         running = [start(*word, cwd=here) for word in words]
         ended = [process.communicate(timeout=PATIENCE) for process in running]
