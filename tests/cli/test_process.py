@@ -562,7 +562,7 @@ def test_an_ignored_interrupt_stays_ignored(here: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_whole_files_and_the_rest_is_done_later(here: Path) -> None:
-    pictures(here / "in", 400, (24, 24))  # so many lines that a pipe cannot hold them
+    pictures(here / "in", 300, (24, 24))  # so many lines that a pipe cannot hold them
     assert invoke("purify", "in", "expected", *BLUR).exit_code == 0
     expected, before = tree(here / "expected"), originals(here / "in")
     words = ("purify", "in", "out", "--json", "--batch-size", "2", *BLUR)
@@ -579,7 +579,7 @@ def test_kill_9_at_any_moment_leaves_whole_files_and_the_rest_is_done_later(here
         assert tree(here / "out").items() <= expected.items()
         assert originals(here / "in") == before
     assert killed == 8
-    assert 0 < len(tree(here / "out")) < 400
+    assert 0 < len(tree(here / "out")) < 300
     done = run(*words, cwd=here)
     assert done.returncode == 0, done.stderr
     assert tree(here / "out") == expected
