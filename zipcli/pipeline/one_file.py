@@ -14,12 +14,21 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     Raises:
         ConfigError: Something is in the way, or its folder is missing.
     """
+    check_name(target, overwrite=overwrite)
+    check_folder(target.parent)
+
+
+def check_name(target: Path, *, overwrite: bool) -> None:
+    """Refuse the name of a folder, and of a file that is there unless it may give way.
+
+    Raises:
+        ConfigError: It is one of these.
+    """
     name = shown(str(target))
     if target.is_dir():
         raise ConfigError(f"{name}: a folder is in the way; give the name of a file")
     if not overwrite and os.path.lexists(target):
         raise ConfigError(f"{name}: is there already; use --overwrite or choose another name")
-    check_folder(target.parent)
 
 
 def write_target(data: bytes, target: Path, *, overwrite: bool) -> None:

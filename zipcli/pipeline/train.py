@@ -5,7 +5,6 @@ that it was not trained on; OUT.safetensors.training holds what a stopped run go
 when the model is there.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from zipcli.models.prior import Prior, UNetPrior
 from zipcli.models.weights import write_model
 from zipcli.pipeline.device import is_out_of_memory, pick_device
 from zipcli.pipeline.lock import locked
+from zipcli.pipeline.one_file import check_name
 from zipcli.pipeline.picture_set import FileWatcher, PictureFiles, TrainingSet, read_training_set
 from zipcli.pipeline.plan import check_folder
 from zipcli.pipeline.sheet import draw_sheet
@@ -216,12 +216,7 @@ def check_target(folder: Path, target: Path, *, overwrite: bool) -> None:
 def check_free(target: Path, *, overwrite: bool) -> None:
     """Refuse to replace a model, or what has the name of the sheet beside it, unless that was asked for."""
     for file in (target, sheet_of(target)):
-        name = shown(str(file))
-        check(not file.is_dir(), f"{name}: a folder is in the way; move it or choose another name")
-        check(
-            overwrite or not os.path.lexists(file),
-            f"{name}: is there already; use --overwrite, move it away or choose another name",
-        )
+        check_name(file, overwrite=overwrite)
 
 
 def sheet_of(target: Path) -> Path:
