@@ -1182,10 +1182,7 @@ class DetectConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the scores and the threshold and needs no look at a file, ready for JSON."""
         used = DETECTOR_SETTINGS[self.detector] - {"device", "clean", "classifier"}
-        settings = {name: getattr(self, name) for name in sorted(used)}
-        if self.classifier is not None:
-            settings["classifier"] = self.classifier.settings()
-        return settings
+        return {name: getattr(self, name) for name in sorted(used)}
 
 
 def detect_config(detector: str, **given: Any) -> DetectConfig:
